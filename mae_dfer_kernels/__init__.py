@@ -1,0 +1,12 @@
+"""Operators for attention inside small windows, each with a plain PyTorch twin and several backends.
+
+Needs PyTorch alone. ``python -m mae_dfer_kernels`` says which backends can run here.
+"""
+
+from mae_dfer_kernels.backends import BackendUnavailable
+from mae_dfer_kernels.region_attention import region_attention
+
+# Last: the formulas are registered for operators that the line above defines.
+from mae_dfer_kernels import flops  # isort: skip
+
+__all__ = ["BackendUnavailable", "flops", "region_attention"]

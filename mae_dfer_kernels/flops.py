@@ -1,0 +1,34 @@
+"""FLOP formulas of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
+
+Convention, the one torch uses for its own scaled dot-product attention: a multiply-accumulate counts as two,
+the softmax as nothing. A forward is two matmuls (Q Kᵀ and P V), a backward is five: the scores again, then
+dP, dV, dQ and dK. Every backend recomputes the scores in its backward, so the count is what is executed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+
+def region_attention_matmul_flops(qkv_shape: Any, num_heads: int) -> int:
+    """FLOPs of one of its matmuls: 2·R·H·S·S·D."""
+    regions, tokens, width = qkv_shape
+    head_dim = width // (3 * num_heads)
+    return int(2 * regions * num_heads * tokens * tokens * head_dim)
+
+
+@register_flop_formula(torch.ops.mae_dfer_kernels.region_attention)
+def _region_attention_flops(
+    qkv_shape: Any, num_heads: int, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return 2 * region_attention_matmul_flops(qkv_shape, num_heads)
+
+
+@register_flop_formula(torch.ops.mae_dfer_kernels.region_attention_backward)
+def _region_attention_backward_flops(
+    grad_out_shape: Any, qkv_shape: Any, num_heads: int, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return 5 * region_attention_matmul_flops(qkv_shape, num_heads)

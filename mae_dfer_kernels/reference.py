@@ -1,0 +1,128 @@
+"""The operators in plain PyTorch: their specification, on any device and in any floating dtype.
+
+Letters: R regions, S tokens a region, H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_PHILOX_ROUNDS = 10
+_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+
+
+def region_attention(
+    qkv: Tensor, num_heads: int, scale: float, dropout_p: float = 0.0, seed: int = 0
+) -> Tensor:
+    """Multi-head self-attention inside each region; differentiable.
+
+    ``qkv`` (R, S, 3*H*D) holds ``[q | k | v]`` along its last axis, each (H, D) inside; returns (R, S, H*D)
+    in the same dtype. Every step runs in the dtype of ``qkv``. MAE-DFER (arXiv 2307.02227), local
+    intra-region self-attention.
+    """
+    query, key, value = _split(qkv, num_heads)
+    kept_probs = _probabilities(query, key, scale)
+    if dropout_p > 0.0:
+        kept_probs = kept_probs * _dropout_factor(kept_probs, dropout_p, seed)
+    return _merge_heads(kept_probs @ value)
+
+
+def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
+    """The `eager` backend's forward: `region_attention` in the dtype of ``qkv``, contiguous."""
+    # Inside the operator the matmuls would still be autocast, and the output's dtype would no longer be the
+    # one that the operator promises.
+    with torch.autocast(qkv.device.type, enabled=False):
+        return region_attention(qkv, num_heads, scale, dropout_p, seed)
+
+
+def backward(
+    grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int
+) -> Tensor:
+    """Gradient of `region_attention` with respect to ``qkv``, with the probabilities recomputed.
+
+    ``grad_out`` (R, S, H*D); returns (R, S, 3*H*D) in the dtype of ``qkv``, contiguous.
+    """
+    with torch.autocast(qkv.device.type, enabled=False):
+        query, key, value = _split(qkv, num_heads)
+        head_dim = value.shape[-1]
+        grad_heads = grad_out.unflatten(-1, (num_heads, head_dim)).transpose(1, 2)
+        probs = _probabilities(query, key, scale)
+        grad_probs = grad_heads @ value.transpose(-2, -1)
+        kept_probs = probs
+        if dropout_p > 0.0:
+            factor = _dropout_factor(probs, dropout_p, seed)
+            kept_probs, grad_probs = probs * factor, grad_probs * factor
+        # dS = P ∘ (dP - Σ P∘dP)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+        grad_value = kept_probs.transpose(-2, -1) @ grad_heads
+        grad_query = (grad_scores @ key) * scale
+        grad_key = grad_scores.transpose(-2, -1) @ (query * scale)
+        return torch.cat([_merge_heads(grad) for grad in (grad_query, grad_key, grad_value)], dim=-1)
+
+
+def dropout_keep_mask(
+    regions: int,
+    num_heads: int,
+    tokens: int,
+    dropout_p: float,
+    seed: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Which probabilities dropout keeps: bool (R, H, S, S), the same on every backend.
+
+    Element (r, h, i, j) takes output ``j % 4`` of Philox-4x32-10 (Salmon et al., 2011) at counter
+    ``(j // 4, i, r*H + h, 0)`` under key ``(seed & 0xffffffff, seed >> 32)``, and is kept if that 32-bit
+    output is at least ``dropout_p * 2**32``.
+    """
+    groups = (tokens + 3) // 4
+    matrices = torch.arange(regions * num_heads, dtype=torch.int64, device=device).view(-1, 1, 1)
+    rows = torch.arange(tokens, dtype=torch.int64, device=device).view(1, -1, 1)
+    columns = torch.arange(groups, dtype=torch.int64, device=device).view(1, 1, -1)
+    counter = torch.broadcast_tensors(columns, rows, matrices, torch.zeros_like(columns))
+    words = torch.stack(_philox(counter, (seed & _MASK32, seed >> 32)), dim=-1)
+    words = words.view(regions, num_heads, tokens, groups * 4)[..., :tokens]
+    return words >= dropout_threshold(dropout_p)
+
+
+def dropout_threshold(dropout_p: float) -> int:
+    """The 32-bit word from which on an element is kept."""
+    return min(round(dropout_p * 2**32), _MASK32)
+
+
+def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, S, 3*H*D) -> three of (R, H, S, D)."""
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def _merge_heads(heads: Tensor) -> Tensor:
+    """(R, H, S, D) -> (R, S, H*D)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+def _probabilities(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    # P = softmax(scale · Q Kᵀ)
+    return torch.softmax((query * scale) @ key.transpose(-2, -1), dim=-1)
+
+
+def _dropout_factor(probs: Tensor, dropout_p: float, seed: int) -> Tensor:
+    regions, num_heads, tokens, _ = probs.shape
+    keep = dropout_keep_mask(regions, num_heads, tokens, dropout_p, seed, probs.device)
+    return keep.to(probs.dtype) / (1.0 - dropout_p)
+
+
+def _philox(counter: tuple[Tensor, ...] | list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox-4x32-10 on 32-bit words held in int64."""
+    x0, x1, x2, x3 = counter
+    k0, k1 = key
+    for _ in range(_PHILOX_ROUNDS):
+        # A product of two 32-bit words may wrap int64's sign; its bits are right all the same.
+        product0, product1 = x0 * _PHILOX_MULTIPLIERS[0], x2 * _PHILOX_MULTIPLIERS[1]
+        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
+        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
+        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
+        k0, k1 = (k0 + _PHILOX_KEY_STEPS[0]) & _MASK32, (k1 + _PHILOX_KEY_STEPS[1]) & _MASK32
+    return [x0, x1, x2, x3]
