@@ -1,0 +1,122 @@
+"""Command lines derived from dataclasses, and failures in one line.
+
+A field declared with :func:`option` becomes ``--its-name``; a nested dataclass becomes a group whose options
+carry the group's name (``pretrain.lr`` is ``--pretrain-lr``). So a setting is written down once: its type,
+default, help and choices stand beside each other in ``config.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+
+def option(default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+    """A dataclass field that is also a command-line option."""
+    metadata = {"help": help, "choices": choices, "metavar": metavar}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Parser(argparse.ArgumentParser):
+    """``argparse`` that raises :class:`UserError`, and names the nearest valid option."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists every option)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        values, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._describe_unknown(unknown[0]))
+        return values
+
+    def _describe_unknown(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}"
+        name = argument.split("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+        return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wide enough that an option and its help stand on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def add_options(parser: argparse._ActionsContainer, config: Any, prefix: str = "", skip: Sequence[str] = ()) -> None:
+    """Adds an option for each :func:`option` field of the dataclass instance (or type) ``config``."""
+    hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
+    for field in dataclasses.fields(config):
+        if "help" not in field.metadata or field.name in skip:
+            continue
+        flag = f"--{prefix}{field.name}".replace("_", "-")
+        kind, text = _scalar_type(hints[field.name]), field.metadata["help"]
+        # SUPPRESS: an option that was not given leaves no trace, so presets and given options can be told apart.
+        common: dict[str, Any] = {"dest": f"{prefix}{field.name}".replace("-", "_"), "default": argparse.SUPPRESS}
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text, **common)
+        else:
+            choices = field.metadata["choices"]
+            metavar = None if choices else (field.metadata["metavar"] or _metavar(kind))
+            parser.add_argument(flag, type=_converter(kind), choices=choices, metavar=metavar, help=text, **common)
+
+
+def _scalar_type(hint: Any) -> Any:
+    """``int | None`` → ``int``: an absent value is the default, never typed."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _metavar(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return ",".join("N" for _ in typing.get_args(kind))
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _converter(kind: Any) -> Callable[[str], Any]:
+    if typing.get_origin(kind) is not tuple:
+        return kind
+    parts = typing.get_args(kind)
+
+    def convert(text: str) -> tuple[Any, ...]:
+        items = text.replace("x", ",").split(",")
+        if len(items) != len(parts):
+            raise argparse.ArgumentTypeError(f"{text!r}: {len(parts)} numbers separated by commas are needed")
+        return tuple(part(item) for part, item in zip(parts, items, strict=True))
+
+    convert.__name__ = "list of numbers"
+    return convert
+
+
+def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
+    """Makes ``main(argv) -> exit code`` fail as a command line should: one line and exit code 2 for what the
+    user can put right, 130 for Ctrl-C, and a full traceback only for what is our fault."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except UserError as error:
+            message = " ".join(str(error).split())
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+
+    return wrapped

@@ -1,0 +1,196 @@
+"""Every setting of a training run: dataclasses, the three presets, and the way to and from JSON.
+
+The defaults are the paper's (arXiv 2307.02227, section 4.1 and its published code); ``preset("tiny")`` and
+``preset("small")`` say what they change and why. Learning rates are per 256 clips: a run uses ``lr × batch / 256``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cli import option
+from .errors import UserError
+from .files import write_atomically
+
+STAGES = ("pretrain", "finetune", "evaluate", "all")
+PRESETS = ("tiny", "small", "base")
+
+
+@dataclass
+class PretrainConfig:
+    """Masked auto-encoding of unlabelled clips (paper, section 3.1 and 4.1)."""
+
+    epochs: int = option(100, "passes over the pre-training clips")
+    batch_size: int = option(160, "clips per step, over all devices")
+    lr: float = option(3e-4, "learning rate per 256 clips")
+    min_lr: float = option(1e-5, "learning rate at the end of the cosine, per 256 clips")
+    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0")
+    weight_decay: float = option(0.05, "AdamW weight decay (never on biases, norms and tokens)")
+    beta2: float = option(0.95, "AdamW's second beta")
+    clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
+    mask: str = option(
+        "window", "which tokens are hidden", choices=("window", "tube", "random", "symmetric-global", "symmetric-local")
+    )
+    mask_ratio: float = option(0.9, "share of the tokens that is hidden")
+    appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
+
+
+@dataclass
+class FinetuneConfig:
+    """Supervised training of the classifier (paper, section 4.1)."""
+
+    epochs: int = option(100, "passes over the training clips")
+    batch_size: int = option(96, "clips per step, over all devices")
+    lr: float = option(1e-3, "learning rate per 256 clips")
+    min_lr: float = option(1e-6, "learning rate at the end of the cosine, per 256 clips")
+    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0")
+    weight_decay: float = option(0.05, "AdamW weight decay (never on biases, norms and tokens)")
+    beta2: float = option(0.999, "AdamW's second beta")
+    clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
+    layer_decay: float = option(0.75, "learning rate factor from one layer to the one below")
+    drop_path: float = option(0.1, "stochastic depth rate of the last block (rises linearly)")
+    mixup: float = option(0.8, "mixup alpha (0: off)")
+    cutmix: float = option(1.0, "cutmix alpha (0: off)")
+    label_smoothing: float = option(0.1, "label smoothing")
+    rand_augment: str = option("rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)")
+    crop_scale: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
+    flip: float = option(0.5, "probability of a horizontal flip")
+    random_erasing: float = option(0.25, "probability of erasing one box of the clip")
+
+
+@dataclass
+class TrainConfig:
+    """One run of ``python -m mae_dfer.train``."""
+
+    stage: str = option("all", "what to run: pre-train, fine-tune, evaluate, or all three", choices=STAGES)
+    preset: str = option("tiny", "sizes and recipe: tiny (2 CPU cores), small (one GPU-hour), base (the paper's)",
+                         choices=PRESETS)
+    data: str = option("demo", "folder with classes.txt, train.txt, test.txt; 'demo' draws a set of faces, once",
+                       metavar="FOLDER")
+    data_root: str | None = option(None, "folder that relative paths in the lists start from (default: --data)",
+                                   metavar="FOLDER")
+    output_dir: str | None = option(None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER")
+    init_from: str | None = option(None, "weights to start from: a run folder, its .safetensors, or a published .pth",
+                                   metavar="PATH")
+    fused_attn: bool = option(True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)")
+    device: str = option("auto", "cpu, cuda, cuda:1 … (auto: a GPU where there is one)", metavar="NAME")
+    amp: str = option("auto", "mixed precision (auto: bf16 on a GPU, off on a CPU)",
+                      choices=("auto", "off", "bf16", "fp16"))
+    seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
+    workers: int | None = option(None, "processes that decode video (default: the CPU cores, at most 8)")
+    save_every: float = option(5.0, "also save when this many minutes have passed since the last checkpoint "
+                                    "(the end of an epoch always saves)", metavar="MINUTES")
+    keep_checkpoints: int = option(2, "how many checkpoints of a stage to keep")
+    max_bad_files: int = option(20, "stop training when more unreadable videos than this were met")
+    shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
+
+    model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")
+    img_size: tuple[int, int] | None = option(None, "frame size in pixels: height,width (default: the model's)")
+    num_frames: int | None = option(None, "frames per clip (default: the model's)")
+    stride: int = option(4, "every how many frames of the video one is taken")
+    patch_size: int | None = option(None, "side of a patch in pixels")
+    region_size: tuple[int, int, int] | None = option(None, "local region in tokens: time,height,width")
+    embed_dim: int | None = option(None, "width of the encoder")
+    depth: int | None = option(None, "encoder blocks")
+    num_heads: int | None = option(None, "attention heads of the encoder")
+    local_attention: str | None = option(None, "step 1 of the block", choices=("self", "representative"))
+    global_attention: bool | None = option(None, "step 2 of the block: attention among representative tokens")
+    exchange: str | None = option(None, "step 3 of the block", choices=("cross", "self", "none"))
+    share_attention: str | None = option(None, "which attentions of a block share weights",
+                                         choices=("none", "local_exchange", "all"))
+    pool: str | None = option(None, "tokens that the classifier averages", choices=("representative", "local", "all"))
+    decoder_depth: int | None = option(None, "decoder blocks (pre-training)")
+    decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)")
+    decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)")
+    num_segments: int = option(2, "windows per test video whose probabilities are averaged")
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def model_overrides(self, *, pretraining: bool) -> dict[str, Any]:
+        """What to hand ``create_model`` besides the name: only what was set."""
+        names = ["img_size", "num_frames", "patch_size", "region_size", "embed_dim", "depth", "num_heads",
+                 "local_attention", "global_attention", "exchange", "share_attention"]
+        names += ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"] if pretraining else ["pool"]
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return chosen | {"fused_attn": self.fused_attn}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`. Raises :class:`UserError` on a name it does not know."""
+        values = dict(values)
+        nested = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
+        for name, kind in nested.items():
+            values[name] = _build(kind, values.get(name, {}))
+        return _build(TrainConfig, values)
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n"))
+
+    @staticmethod
+    def load(path: Path) -> TrainConfig:
+        try:
+            return TrainConfig.from_dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; --resume takes the folder of an earlier run") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def _build(kind: Any, values: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    # JSON has no tuples.
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def preset(name: str) -> TrainConfig:
+    """``base`` is the paper's recipe; ``small`` and ``tiny`` keep its method at sizes for less hardware."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+    return {"tiny": _tiny, "small": _small, "base": _base}[name]()
+
+
+def _base() -> TrainConfig:
+    return TrainConfig(preset="base")
+
+
+def _small() -> TrainConfig:
+    """About an hour on one GPU for a data set of ten thousand clips: half the width, fewer epochs."""
+    return TrainConfig(
+        preset="small",
+        model="lgi_former_small_patch16_160",
+        pretrain=PretrainConfig(epochs=30, batch_size=128, lr=6e-4, warmup_epochs=3),
+        finetune=FinetuneConfig(epochs=30, batch_size=64, warmup_epochs=3),
+    )
+
+
+def _tiny() -> TrainConfig:
+    """Minutes on two CPU cores, for the demo set: small frames, few epochs, light augmentation.
+
+    Strong augmentation and stochastic depth pay over hundreds of epochs; in a few dozen they only slow learning.
+    """
+    return TrainConfig(
+        preset="tiny",
+        model="lgi_former_tiny_patch16_160",
+        img_size=(80, 80),
+        region_size=(2, 5, 5),
+        stride=2,
+        num_segments=1,
+        pretrain=PretrainConfig(epochs=30, batch_size=32, lr=4e-3, warmup_epochs=3, mask_ratio=0.8, clip_grad=1.0),
+        finetune=FinetuneConfig(
+            epochs=40, batch_size=32, lr=8e-3, warmup_epochs=3, layer_decay=0.85, drop_path=0.0, mixup=0.0, cutmix=0.0,
+            rand_augment="", crop_scale=(0.8, 1.0), random_erasing=0.0, clip_grad=1.0,
+        ),
+    )

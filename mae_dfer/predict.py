@@ -1,0 +1,145 @@
+"""``python -m mae_dfer.predict``: expressions over time, for videos that are already cropped to a face."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from .cli import Parser, command
+from .data import VIDEO_SUFFIXES, list_images, open_video, test_transform, window_starts
+from .errors import UserError
+from .files import write_atomically
+from .training.progress import console, stage_bar
+from .training.weights import load_classifier
+
+DESCRIPTION = """\
+Class probabilities over time for videos of one face. The frames must already be cropped to the face, as in the
+data the model was trained on: this command does not find faces. A folder of videos means every video in it; a
+folder of images is one clip."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """One prediction: ``probabilities`` (classes,) for the frames from ``start`` to before ``end``."""
+
+    path: Path
+    start: int
+    end: int
+    fps: float | None
+    probabilities: np.ndarray
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m mae_dfer.predict", description=DESCRIPTION)
+    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP_OR_FOLDER",
+                        help="video files, folders of videos, folders of frames, or images")
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN",
+                        help="run folder of mae_dfer.train, or one of its finetune .safetensors")
+    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="FILE",
+                        help="CSV to write (default: predictions.csv)")
+    parser.add_argument("--window-step", type=int, metavar="FRAMES",
+                        help="video frames from one prediction to the next (default: half a window)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows computed at a time")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda … (auto: a GPU where there is one)")
+    return parser
+
+
+def find_clips(inputs: Sequence[Path]) -> list[Path]:
+    """Files and frame folders that the given paths stand for."""
+    clips: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if not path.is_dir() or list_images(path):
+            clips.append(path)
+            continue
+        videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        if not videos:
+            raise UserError(f"{path}: holds neither videos nor images")
+        clips.extend(videos)
+    return clips
+
+
+@torch.no_grad()
+def predict_clip(path: Path, model: torch.nn.Module, stride: int, *, window_step: int | None = None,
+                 batch_size: int = 8) -> list[Window]:
+    """Slides the model's window over one clip. The last frame is repeated where the clip is shorter."""
+    sizes, device = model.config, next(model.parameters()).device
+    video = open_video(path)
+    span = sizes.num_frames * stride
+    starts = window_starts(video.num_frames, span, window_step or span // 2)
+    windows = []
+    for first in range(0, len(starts), batch_size):
+        part = starts[first : first + batch_size]
+        clips = []
+        for start in part:
+            indices = np.minimum(start + stride * np.arange(sizes.num_frames), video.num_frames - 1)
+            clips.append(test_transform(video.get(indices), sizes.img_size))
+        probabilities = model(torch.stack(clips).to(device)).float().softmax(-1).cpu().numpy()
+        windows += [Window(path, start, min(start + span, video.num_frames), video.fps, row)
+                    for start, row in zip(part, probabilities, strict=True)]
+    return windows
+
+
+def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction", *classes])
+    for window in windows:
+        seconds = [f"{frame / window.fps:.3f}" if window.fps else "" for frame in (window.start, window.end)]
+        writer.writerow([window.path, window.start, window.end, *seconds, classes[int(window.probabilities.argmax())],
+                         *(f"{p:.6f}" for p in window.probabilities)])
+    content = text.getvalue().encode()
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def print_table(windows: list[Window], classes: list[str]) -> None:
+    table = Table("clip", "frames", "prediction", *classes)
+    previous = None
+    for window in windows:
+        best = int(window.probabilities.argmax())
+        cells = [f"[bold]{p:.2f}[/]" if i == best else f"{p:.2f}" for i, p in enumerate(window.probabilities)]
+        name = window.path.name if window.path != previous else ""
+        table.add_row(name, f"{window.start}–{window.end - 1}", classes[best], *cells)
+        previous = window.path
+    console.print(table)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    for name in ("window_step", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    from .training.hardware import choose_device
+
+    device = choose_device(options.device)
+    clips = find_clips(options.clips)
+    model, metadata = load_classifier(options.checkpoint)
+    model = model.to(device)
+    if metadata.get("data") == "demo":
+        console.print("[yellow]warning: this model learnt drawn faces (the demo set); "
+                      "what it says of real people means nothing[/]")
+    windows: list[Window] = []
+    with stage_bar("predict", len(clips)) as bar:
+        for done, path in enumerate(clips, start=1):
+            windows += predict_clip(path, model, metadata["stride"], window_step=options.window_step,
+                                    batch_size=options.batch_size)
+            bar.update(done, path.name)
+    print_table(windows, metadata["classes"])
+    write_csv(windows, metadata["classes"], options.output)
+    console.print(f"{len(windows)} windows of {len(clips)} clips written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

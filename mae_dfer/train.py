@@ -1,0 +1,190 @@
+"""``python -m mae_dfer.train``: pre-train, fine-tune and score MAE-DFER on video files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cli import Parser, add_options, command
+from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
+from .errors import UserError
+
+DESCRIPTION = """\
+Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
+
+With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny preset on it, and scores it:
+some ten minutes on two CPU cores. For your own videos: a folder with classes.txt (a name a line), train.txt and
+test.txt (lines `path label`, label counted from 0), given as --data."""
+
+EXAMPLES = """\
+examples:
+  python -m mae_dfer.train --fused-attn
+  python -m mae_dfer.train --data my_clips --preset base --output-dir runs/base
+  python -m mae_dfer.train --data my_clips --preset base --stage finetune --init-from runs/base
+  python -m mae_dfer.train --resume runs/base
+  torchrun --nproc-per-node 8 -m mae_dfer.train --data my_clips --preset base
+"""
+
+RUN_OPTIONS = ("stage", "preset", "data", "data_root", "output_dir", "init_from", "fused_attn", "device", "amp", "seed",
+               "workers", "save_every", "keep_checkpoints", "max_bad_files", "shuffle_labels")
+BOTH_STAGES = ("epochs", "batch_size", "lr")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m mae_dfer.train", description=DESCRIPTION, epilog=EXAMPLES,
+                    formatter_class=_RawHelp)
+    model_options = [name for name in TrainConfig.__dataclass_fields__ if name not in RUN_OPTIONS]
+    run = parser.add_argument_group("run")
+    add_options(run, TrainConfig, skip=model_options)
+    run.add_argument("--resume", metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint")
+    run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
+    run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
+    run.add_argument("--lr", type=float, metavar="X", help="learning rate per 256 clips of both training stages")
+    add_options(parser.add_argument_group("clips and model (default: what the preset says)"), TrainConfig,
+                skip=RUN_OPTIONS)
+    add_options(parser.add_argument_group("pre-training"), PretrainConfig, prefix="pretrain-")
+    add_options(parser.add_argument_group("fine-tuning"), FinetuneConfig, prefix="finetune-")
+    return parser
+
+
+class _RawHelp(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
+    """Settings from preset (or the resumed run's config.json) and the options given; and the run to resume."""
+    given = vars(build_parser().parse_args(argv))
+    resume = given.pop("resume")
+    if resume is not None:
+        for name in ("output_dir", "preset", "init_from"):
+            if name in given and not (name == "init_from"):
+                raise UserError(f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder")
+        config = TrainConfig.load(Path(resume) / "config.json")
+    else:
+        config = preset(given.get("preset", "tiny"))
+    for name in BOTH_STAGES:
+        value = given.pop(name)
+        if value is not None:
+            for stage in ("pretrain", "finetune"):
+                given.setdefault(f"{stage}_{name}", value)
+    for name, value in given.items():
+        stage, _, setting = name.partition("_")
+        if stage in ("pretrain", "finetune"):
+            setattr(getattr(config, stage), setting, value)
+        else:
+            setattr(config, name, value)
+    check(config, resuming=resume is not None)
+    return config, Path(resume) if resume else None
+
+
+def check(config: TrainConfig, *, resuming: bool = False) -> None:
+    """Refuses settings that cannot work, before anything is read or written."""
+    for stage in ("pretrain", "finetune"):
+        settings = getattr(config, stage)
+        for name in ("epochs", "batch_size"):
+            if getattr(settings, name) < 1:
+                raise UserError(f"--{stage}-{name.replace('_', '-')} must be at least 1")
+        if settings.lr <= 0:
+            raise UserError(f"--{stage}-lr must be above 0")
+    if not 0 < config.pretrain.mask_ratio < 1:
+        raise UserError("--pretrain-mask-ratio must lie between 0 and 1")
+    if config.stride < 1:
+        raise UserError("--stride must be at least 1")
+    if config.stage == "evaluate" and config.init_from is None and not resuming:
+        raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
+    if config.shuffle_labels and config.stage in ("pretrain", "evaluate"):
+        raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    config, resume = parse_config(argv)
+    # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
+    from .training.hardware import close_hardware, open_hardware
+    from .training.inputs import open_data
+    from .training.run import RunFolder
+
+    hardware = open_hardware(config)
+    try:
+        data = open_data(config, hardware)
+        if resume is None:
+            run = RunFolder.create(config, write=hardware.is_main)
+        else:
+            run = RunFolder(resume, write=hardware.is_main)
+        try:
+            run_stages(config, data, run, hardware)
+        finally:
+            run.close()
+    finally:
+        close_hardware()
+    return 0
+
+
+def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
+    """The stages that ``config.stage`` asks for, each starting from the one before."""
+    from .training.evaluate import evaluate
+    from .training.finetune import FinetuneTask
+    from .training.loop import fit
+    from .training.pretrain import PretrainTask
+    from .training.progress import console
+    from .training.run import find_weights
+    from .training.weights import load_classifier, start_from
+
+    started = time.monotonic()
+    backend = attention_backend(config, hardware)
+    say = console.print if hardware.is_main else lambda *_: None
+    say(f"run folder {run.path} · device {hardware.device} · attention: {backend}")
+    results: dict[str, Any] = {"uar": None, "war": None, "attention_backend": backend, "data": config.data,
+                               "preset": config.preset, "seed": config.seed, "shuffle_labels": config.shuffle_labels}
+    if config.stage in ("pretrain", "all"):
+        task = PretrainTask(config, data, hardware)
+        if config.init_from is not None:
+            start_from(task.model, config.init_from, run)
+        last = fit(task, config, run, hardware).last_record
+        results |= {"pretrain_loss": last["loss"], "pretrain_loss_predicting_zero": last["zero"],
+                    "pretrain_loss_ratio": last["loss"] / last["zero"],
+                    "pretrain_clips_per_second": last["clips_per_second"]}
+        say(f"pre-training loss {last['loss']:.3f}: {last['loss'] / last['zero']:.2f} of predicting zero")
+        if hardware.is_main:
+            task.draw(data.test, run)
+    if config.stage in ("finetune", "all"):
+        tuning = FinetuneTask(config, data, hardware)
+        source = run.path if config.stage == "all" else config.init_from
+        if config.stage == "all":
+            hardware.barrier()
+            source = find_weights(run.path, stages=("pretrain",))
+        if source is not None:
+            start_from(tuning.model, source, run)
+        last = fit(tuning, config, run, hardware).last_record
+        results |= {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
+        model: torch.nn.Module = tuning.model
+    elif config.stage == "evaluate":
+        model, _ = load_classifier(config.init_from or run.path, fused_attn=config.fused_attn, config=config,
+                                   classes=data.classes)
+    if config.stage != "pretrain":
+        results |= evaluate(model, data.test, data.classes, config, run, hardware)
+        say(f"[bold]test UAR {results['uar']:.4f} · WAR {results['war']:.4f}[/] on {results['clips']} clips")
+    results["seconds"] = round(time.monotonic() - started, 1)
+    if hardware.is_main:
+        run.write_json("metrics.json", results)
+        say(f"results in {run.path}")
+
+
+def attention_backend(config: TrainConfig, hardware: Any) -> str:
+    """The backend that the encoder's local attention runs on."""
+    if not config.fused_attn:
+        return "eager"
+    from mae_dfer_kernels import backends
+
+    return backends.preferred(hardware.device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Supervised training of the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch.nn import functional as F
+
+from .. import create_model
+from ..config import TrainConfig
+from ..data import ClipDataset, DatasetFolder, Sample
+from .hardware import Hardware
+from .inputs import clip_config, make_training_loader, steps_per_epoch
+
+
+class FinetuneTask:
+    """Cross-entropy with label smoothing, mixup and cutmix (paper, section 4.1)."""
+
+    name = "finetune"
+
+    def __init__(self, config: TrainConfig, data: DatasetFolder, hardware: Hardware) -> None:
+        self.config, self.settings, self.hardware = config, config.finetune, hardware
+        torch.manual_seed(config.seed + 1)
+        self.model = build_classifier(config, len(data.classes))
+        self.metadata: dict[str, Any] = {
+            "data": config.data, "classes": data.classes, "stride": config.stride, "num_segments": config.num_segments,
+        }
+        samples = shuffled_labels(data.train, config.seed) if config.shuffle_labels else data.train
+        self.dataset = ClipDataset(samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed)
+        self._mixup = _make_mixup(config, len(data.classes))
+
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.dataset), self.settings.batch_size, "--finetune-batch-size")
+
+    def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
+        return make_training_loader(self.dataset, self.config, self.settings.batch_size, epoch, start_step,
+                                    self.hardware)
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """``loss``; and, without mixup, ``accuracy`` on the training clips."""
+        clip, label = batch["clip"], batch["label"]
+        if self._mixup is None or len(clip) % 2:
+            logits = model(clip)
+            loss = F.cross_entropy(logits.float(), label, label_smoothing=self.settings.label_smoothing)
+            return {"loss": loss, "accuracy": (logits.argmax(1) == label).float().mean()}
+        # timm's cutmix cuts dims 2 and 3, which must be height and width: (B, 3, T, H, W) → (B, 3·T, H, W).
+        mixed, target = self._mixup(clip.flatten(1, 2), label)
+        return {"loss": F.cross_entropy(model(mixed.view_as(clip)).float(), target)}
+
+
+def build_classifier(config: TrainConfig, num_classes: int) -> torch.nn.Module:
+    """The classifier these settings describe, freshly initialised."""
+    overrides = config.model_overrides(pretraining=False)
+    return create_model(config.model, num_classes=num_classes, drop_path_rate=config.finetune.drop_path, **overrides)
+
+
+def shuffled_labels(samples: list[Sample], seed: int) -> list[Sample]:
+    """The control experiment: the same clips, the same labels, dealt out at random."""
+    order = np.random.default_rng([seed, 7]).permutation(len(samples))
+    return [Sample(sample.path, samples[other].label) for sample, other in zip(samples, order, strict=True)]
+
+
+def _make_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
+    settings = config.finetune
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=1.0, switch_prob=0.5, mode="batch",
+                 label_smoothing=settings.label_smoothing, num_classes=num_classes)

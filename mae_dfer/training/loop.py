@@ -1,0 +1,208 @@
+"""The training loop, the same for pre-training and fine-tuning.
+
+Each step seeds torch and NumPy from (seed, stage, epoch, step) and each clip's draws come from (seed, epoch, clip),
+so a run repeats, and one resumed in the middle of an epoch goes on exactly as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ..config import FinetuneConfig, PretrainConfig, TrainConfig
+from ..errors import UserError
+from .hardware import Hardware
+from .optim import learning_rate, make_optimizer, set_learning_rate
+from .progress import console, stage_bar
+from .run import RunFolder
+
+SYNC_EVERY = 10  # steps between two reads of the loss from the device
+
+
+class Task(Protocol):
+    """What the loop trains: see `pretrain.py` and `finetune.py`."""
+
+    name: str
+    settings: PretrainConfig | FinetuneConfig
+    model: torch.nn.Module
+    metadata: dict[str, Any]
+
+    def steps_per_epoch(self) -> int: ...
+
+    def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
+        """Batches of one epoch from ``start_step`` on, each with ``failures`` (unreadable clips)."""
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Scalars to log; ``loss`` is the one that is minimised."""
+
+
+@dataclass
+class Position:
+    """Where a stage stands, and what the running epoch has summed up so far."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    steps_summed: int = 0
+    seconds: float = 0.0
+    clips: int = 0
+    bad_files: dict[str, str] = field(default_factory=dict)
+    last_record: dict[str, float] = field(default_factory=dict)
+
+
+def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> Position:
+    """Trains ``task`` to its last epoch, resuming from the run folder where it holds a checkpoint."""
+    settings, steps_per_epoch = task.settings, task.steps_per_epoch()
+    total = settings.epochs * steps_per_epoch
+    model = hardware.wrap(task.model)
+    optimizer = make_optimizer(task.model, settings)
+    scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
+    position = _resume(task, run, hardware, optimizer, scaler)
+    if position.epoch or position.step:
+        console.print(f"{task.name}: going on after {position.epoch} epochs and {position.step} steps")
+
+    last_save = time.monotonic()
+    with stage_bar(task.name, total, enabled=hardware.is_main) as bar:
+        while position.epoch < settings.epochs:
+            meter = _Meter(position, hardware)
+            model.train()
+            for batch in task.loader(position.epoch, position.step):
+                _note_failures(position, batch["failures"], config, run)
+                done = position.epoch * steps_per_epoch + position.step
+                set_learning_rate(optimizer, _scheduled(settings, done, total, steps_per_epoch))
+                _seed_step(config.seed, task.name, position)
+                if len(batch["clip"]):
+                    meter.add(_step(task, model, optimizer, scaler, batch, settings.clip_grad, hardware),
+                              len(batch["clip"]) * hardware.world_size)
+                position.step += 1
+                if position.step % SYNC_EVERY == 0 or position.step == steps_per_epoch:
+                    record = meter.read()
+                    bar.update(done + 1, f"loss {record['loss']:.3f} · {record['clips_per_second']:.0f} clips/s")
+                if time.monotonic() - last_save > config.save_every * 60 and position.step < steps_per_epoch:
+                    meter.read()
+                    _save(task, config, run, position, optimizer, scaler)
+                    last_save = time.monotonic()
+            _end_epoch(task, run, position, meter, optimizer, steps_per_epoch)
+            _save(task, config, run, position, optimizer, scaler)
+            last_save = time.monotonic()
+    return position
+
+
+def _step(task: Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+          batch: dict[str, Any], clip_grad: float, hardware: Hardware) -> dict[str, torch.Tensor]:
+    batch = {key: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+             for key, value in batch.items()}
+    optimizer.zero_grad(set_to_none=True)
+    with hardware.autocast():
+        losses = task.loss(model, batch)
+    scaler.scale(losses["loss"]).backward()
+    if clip_grad:
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+class _Meter:
+    """Sums losses on the device; reads them back only now and then, since each read waits for the device."""
+
+    def __init__(self, position: Position, hardware: Hardware) -> None:
+        self._position, self._hardware = position, hardware
+        self._pending: list[dict[str, torch.Tensor]] = []
+        self._started = time.monotonic()
+
+    def add(self, losses: dict[str, torch.Tensor], clips: int) -> None:
+        self._pending.append(losses)
+        self._position.clips += clips
+
+    def read(self) -> dict[str, float]:
+        """Means since the epoch began. Raises where the loss is no longer finite."""
+        position, pending = self._position, self._pending
+        for name in pending[0] if pending else ():
+            total = float(torch.stack([losses[name].float() for losses in pending]).sum())
+            position.sums[name] = position.sums.get(name, 0.0) + total
+        position.steps_summed += len(pending)
+        self._pending = []
+        now = time.monotonic()
+        position.seconds += now - self._started
+        self._started = now
+        means = {name: value / max(position.steps_summed, 1) for name, value in position.sums.items()}
+        if not math.isfinite(means.get("loss", 0.0)):
+            raise UserError(f"the loss is {means['loss']} in epoch {position.epoch + 1}, step {position.step}; "
+                            "try a lower --lr, --amp bf16 or off, or --resume from the last checkpoint")
+        return means | {"clips_per_second": position.clips / max(position.seconds, 1e-9)}
+
+
+def _end_epoch(task: Task, run: RunFolder, position: Position, meter: _Meter, optimizer: torch.optim.Optimizer,
+               steps_per_epoch: int) -> None:
+    record = meter.read()
+    if "loss" not in record:
+        raise UserError("no clip of this epoch could be read; see bad_files.txt in the run folder")
+    position.epoch, position.step = position.epoch + 1, 0
+    record["lr"] = max(group["lr"] for group in optimizer.param_groups)
+    run.log(task.name, epoch=position.epoch, step=position.epoch * steps_per_epoch, **record)
+    text = " · ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "clips_per_second")
+    if run.write:
+        console.print(f"{task.name} epoch {position.epoch}/{task.settings.epochs} · {text} "
+                      f"· {record['clips_per_second']:.0f} clips/s")
+    position.last_record = record
+    position.sums, position.steps_summed, position.seconds, position.clips = {}, 0, 0.0, 0
+
+
+def _scheduled(settings: PretrainConfig | FinetuneConfig, step: int, total: int, steps_per_epoch: int) -> float:
+    scale = settings.batch_size / 256
+    warmup = int(settings.warmup_epochs * steps_per_epoch)
+    return learning_rate(step, total, warmup, settings.lr * scale, settings.min_lr * scale)
+
+
+def _seed_step(seed: int, stage: str, position: Position) -> None:
+    sequence = np.random.SeedSequence([seed, *stage.encode(), position.epoch, position.step])
+    first, second = sequence.generate_state(2)
+    torch.manual_seed(int(first))
+    np.random.seed(int(second))
+
+
+def _note_failures(position: Position, failures: list[Any], config: TrainConfig, run: RunFolder) -> None:
+    """Names unreadable videos in bad_files.txt, and stops when there are too many to ignore."""
+    fresh = {failure.path: failure.reason for failure in failures if failure.path not in position.bad_files}
+    if not fresh:
+        return
+    position.bad_files.update(fresh)
+    for path, reason in fresh.items():
+        run.log("bad_file", path=path, reason=reason)
+        console.print(f"[yellow]skipped {path}: {reason}[/]")
+    if run.write:
+        lines = [f"{path}\t{reason}\n" for path, reason in position.bad_files.items()]
+        (run.path / "bad_files.txt").write_text("".join(lines))
+    if len(position.bad_files) > config.max_bad_files:
+        raise UserError(f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "
+                        "mend or unlist them, or raise --max-bad-files")
+
+
+def _save(task: Task, config: TrainConfig, run: RunFolder, position: Position, optimizer: torch.optim.Optimizer,
+          scaler: torch.amp.GradScaler) -> None:
+    state = {"position": vars(position).copy(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+    run.save(task.name, position.epoch, position.step, task.model, state, task.metadata, config.keep_checkpoints)
+
+
+def _resume(task: Task, run: RunFolder, hardware: Hardware, optimizer: torch.optim.Optimizer,
+            scaler: torch.amp.GradScaler) -> Position:
+    found = run.load_latest(task.name, hardware.device)
+    if found is None:
+        return Position()
+    weights, state = found
+    try:
+        task.model.load_state_dict(weights)
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{run.path}: its checkpoint is of another model than these options make ({reason})") from None
+    scaler.load_state_dict(state["scaler"])
+    return Position(**state["position"])

@@ -1,0 +1,31 @@
+"""What a person sees while a stage runs: a live bar in a terminal, one line an epoch everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """One stage's bar. ``update`` is cheap; the bar draws itself a few times a second."""
+
+    def __init__(self, progress: Progress, task: object) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, completed: int, text: str) -> None:
+        self._progress.update(self._task, completed=completed, text=text)  # type: ignore[arg-type]
+
+
+@contextmanager
+def stage_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Bar]:
+    """A bar over ``total`` steps with elapsed and remaining time."""
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+               TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    live = enabled and console.is_terminal
+    with Progress(*columns, console=console, disable=not live, transient=True) as progress:
+        yield Bar(progress, progress.add_task(title, total=total, text=""))

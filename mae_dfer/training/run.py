@@ -1,0 +1,148 @@
+"""The folder of one run: settings, log, checkpoints, results.
+
+    runs/<name>/
+        config.json             every setting
+        log.jsonl               one record per event and epoch
+        metrics.json            the score; predictions.csv, one line per test clip
+        *.png                   reconstruction, confusion matrix
+        checkpoints/<stage>-epoch-0012.safetensors        weights
+        checkpoints/<stage>-epoch-0012.state.pt           optimiser and position, written after the weights
+        tensorboard/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from ..checkpoint import load_weights, save_weights
+from ..config import TrainConfig
+from ..errors import UserError
+from ..files import write_atomically
+from .progress import console
+
+_NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P<step>\d+))?\.safetensors")
+
+
+@dataclass
+class Checkpoint:
+    """Weights of a stage after ``epoch`` whole epochs and ``step`` steps of the next."""
+
+    stage: str
+    epoch: int
+    step: int
+    weights: Path
+
+    @property
+    def state(self) -> Path:
+        return self.weights.with_name(self.weights.name.removesuffix(".safetensors") + ".state.pt")
+
+
+class RunFolder:
+    """Paths, log and checkpoints of a run. Only the main process writes."""
+
+    def __init__(self, path: Path, *, write: bool = True) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.write = write
+        self._board: SummaryWriter | None = None
+        if write:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    @staticmethod
+    def create(config: TrainConfig, *, write: bool = True) -> RunFolder:
+        """A new folder; an existing run is never written over."""
+        if config.output_dir is None:
+            path = Path("runs") / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
+        else:
+            path = Path(config.output_dir)
+        if (path / "config.json").exists():
+            raise UserError(f"{path} already holds a run; --resume {path} goes on with it, "
+                            "--output-dir takes another folder")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; --output-dir takes a folder")
+        run = RunFolder(path, write=write)
+        if write:
+            config.save(path / "config.json")
+        return run
+
+    def log(self, event: str, **values: Any) -> None:
+        """Appends a record to log.jsonl; numbers also go to TensorBoard when the record has a ``step``."""
+        if not self.write:
+            return
+        record = {"time": round(time.time(), 3), "event": event, **values}
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if "step" in values:
+            self._board = self._board or SummaryWriter(str(self.path / "tensorboard"))
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and name not in ("step", "epoch"):
+                    self._board.add_scalar(f"{event}/{name}", value, values["step"])
+            self._board.flush()
+
+    def write_json(self, name: str, values: Any) -> None:
+        text = json.dumps(values, indent=2) + "\n"
+        write_atomically(self.path / name, lambda temporary: temporary.write_text(text))
+
+    def list_checkpoints(self, stage: str) -> list[Checkpoint]:
+        """Oldest first."""
+        found = []
+        for path in self.checkpoints.glob(f"{stage}-*.safetensors") if self.checkpoints.is_dir() else ():
+            match = _NAME.fullmatch(path.name)
+            if match:
+                found.append(Checkpoint(stage, int(match["epoch"]), int(match["step"] or 0), path))
+        return sorted(found, key=lambda checkpoint: (checkpoint.epoch, checkpoint.step))
+
+    def save(self, stage: str, epoch: int, step: int, model: torch.nn.Module, state: dict[str, Any],
+             metadata: dict[str, Any], keep: int) -> None:
+        """Writes weights, then the trainer state that makes them resumable, then drops the oldest pairs."""
+        if not self.write:
+            return
+        name = f"{stage}-epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
+        checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
+        save_weights(model, checkpoint.weights, metadata | {"stage": stage, "epoch": epoch})
+        write_atomically(checkpoint.state, lambda temporary: torch.save(state, temporary))
+        for old in self.list_checkpoints(stage)[:-max(keep, 1)]:
+            old.state.unlink(missing_ok=True)
+            old.weights.unlink(missing_ok=True)
+
+    def load_latest(self, stage: str, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """Weights and trainer state of the newest checkpoint that is whole, or None where there is none.
+
+        A damaged one is named and the one before it is taken."""
+        for checkpoint in reversed(self.list_checkpoints(stage)):
+            try:
+                weights, _ = load_weights(checkpoint.weights)
+                state = torch.load(checkpoint.state, map_location=device, weights_only=True)
+                return weights, state
+            except Exception as error:  # torch.load raises many kinds for a damaged file
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                console.print(f"[yellow]checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); "
+                              "trying the one before[/]")
+        return None
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretrain")) -> Path:
+    """The weights that a run folder or file name stands for: the newest of the first stage that has any."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path}: no such file or run folder")
+    for stage in stages:
+        found = RunFolder(path, write=False).list_checkpoints(stage)
+        if found:
+            return found[-1].weights
+    raise UserError(f"{path}: no {' or '.join(stages)} checkpoint in it; a run folder holds checkpoints/*.safetensors")
