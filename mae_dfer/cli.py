@@ -95,6 +95,8 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 
     def convert(text: str) -> tuple[Any, ...]:
         items = text.replace("x", ",").split(",")
+        if len(items) == 1 and parts == (int, int):
+            items *= 2  # a square
         if len(items) != len(parts):
             raise argparse.ArgumentTypeError(f"{text!r}: {len(parts)} numbers separated by commas are needed")
         return tuple(part(item) for part, item in zip(parts, items, strict=True))

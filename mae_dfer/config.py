@@ -90,8 +90,8 @@ class TrainConfig:
     shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
 
     model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")
-    img_size: tuple[int, int] | None = option(None, "frame size in pixels: height,width (default: the model's)")
-    num_frames: int | None = option(None, "frames per clip (default: the model's)")
+    img_size: tuple[int, int] | None = option(None, "frame size in pixels: side, or height,width")
+    num_frames: int | None = option(None, "frames per clip")
     stride: int = option(4, "every how many frames of the video one is taken")
     patch_size: int | None = option(None, "side of a patch in pixels")
     region_size: tuple[int, int, int] | None = option(None, "local region in tokens: time,height,width")

@@ -37,7 +37,7 @@ BOTH_STAGES = ("epochs", "batch_size", "lr")
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m mae_dfer.train", description=DESCRIPTION, epilog=EXAMPLES,
+    parser = Parser(prog="python -m mae_dfer.train", usage="%(prog)s [options]", description=DESCRIPTION, epilog=EXAMPLES,
                     formatter_class=_RawHelp)
     model_options = [name for name in TrainConfig.__dataclass_fields__ if name not in RUN_OPTIONS]
     run = parser.add_argument_group("run")
@@ -63,8 +63,8 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
     given = vars(build_parser().parse_args(argv))
     resume = given.pop("resume")
     if resume is not None:
-        for name in ("output_dir", "preset", "init_from"):
-            if name in given and not (name == "init_from"):
+        for name in ("output_dir", "preset"):
+            if name in given:
                 raise UserError(f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder")
         config = TrainConfig.load(Path(resume) / "config.json")
     else:
@@ -145,7 +145,7 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
                                "preset": config.preset, "seed": config.seed, "shuffle_labels": config.shuffle_labels}
     if config.stage in ("pretrain", "all"):
         task = PretrainTask(config, data, hardware)
-        if config.init_from is not None:
+        if config.init_from is not None and not run.list_checkpoints("pretrain"):
             start_from(task.model, config.init_from, run)
         last = fit(task, config, run, hardware).last_record
         results |= {"pretrain_loss": last["loss"], "pretrain_loss_predicting_zero": last["zero"],
@@ -156,11 +156,9 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
             task.draw(data.test, run)
     if config.stage in ("finetune", "all"):
         tuning = FinetuneTask(config, data, hardware)
-        source = run.path if config.stage == "all" else config.init_from
-        if config.stage == "all":
-            hardware.barrier()
-            source = find_weights(run.path, stages=("pretrain",))
-        if source is not None:
+        hardware.barrier()  # the main process has written the checkpoint that the others read
+        source = find_weights(run.path, stages=("pretrain",)) if config.stage == "all" else config.init_from
+        if source is not None and not run.list_checkpoints("finetune"):
             start_from(tuning.model, source, run)
         last = fit(tuning, config, run, hardware).last_record
         results |= {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}

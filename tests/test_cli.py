@@ -36,7 +36,7 @@ def test_flags_have_a_negative_form():
         (["--pretrain-lrr", "1"], "did you mean --pretrain-lr"),
         (["--stage", "train"], "invalid choice"),
         (["--epochs", "0"], "--pretrain-epochs must be at least 1"),
-        (["--img-size", "96"], "2 numbers"),
+        (["--img-size", "96,96,3"], "2 numbers"),
         (["--stage", "evaluate"], "--init-from"),
         (["--resume", "nowhere"], "no such file"),
         (["--stage", "pretrain", "--shuffle-labels"], "no meaning"),
