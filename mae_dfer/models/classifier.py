@@ -1,0 +1,46 @@
+"""Video classifiers: LGI-Former (MAE-DFER) and VideoMAE's ViT.
+
+Letters: B clips, C channels.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .base import VideoModel, make_encoder
+from .config import ModelConfig
+from .layers import init_finetuning, layer_norm
+
+
+class VideoClassifier(VideoModel):
+    """Encoder, mean over tokens, LayerNorm, linear head (paper, section 3.2)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.encoder = make_encoder(config)
+        self.fc_norm = layer_norm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        init_finetuning(self)
+        self.encoder.init_tokens()
+        # Near-zero logits at the start, as published: the first gradients come from a uniform prediction.
+        for parameter in self.head.parameters():
+            parameter.data.mul_(0.001)
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """What enters the head.
+
+        Args:
+            clip: (B, 3, frames, height, width) floating point, ImageNet-normalised.
+
+        Returns:
+            (B, C).
+
+        Raises:
+            UserError: a clip of another shape than configured; the message names both.
+        """
+        self.check_clip(clip)
+        return self.fc_norm(self.encoder.pool(self.encoder(clip)))
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits (B, classes); see :meth:`forward_features`."""
+        return self.head(self.forward_features(clip))

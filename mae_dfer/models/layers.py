@@ -1,0 +1,180 @@
+"""Parts that both encoders and the decoder are made of.
+
+Letters: B clips, T, H, W token grid, S tokens of a sequence, K tokens of a context, C channels, D channels a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from mae_dfer_kernels import region_attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+
+def sincos_positions(num_tokens: int, dim: int) -> Tensor:
+    """(tokens, dim) float32 position table.
+
+    Entry j of position p is the sine (even j) or cosine (odd j) of p / 10000^(2⌊j/2⌋/dim), computed in float64.
+    """
+    position = torch.arange(num_tokens, dtype=torch.float64).unsqueeze(1)
+    column = torch.arange(dim)
+    angle = position / 10000.0 ** (2 * (column // 2).double() / dim)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def patchify(clip: Tensor, tubelet: int, patch: int) -> Tensor:
+    """(B, 3, frames, height, width) → (B, T·H·W, 3·tubelet·patch·patch), in the order of a Conv3d kernel."""
+    batch, colours, frames, height, width = clip.shape
+    split = clip.reshape(
+        batch, colours, frames // tubelet, tubelet, height // patch, patch, width // patch, patch
+    ).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return split.reshape(batch, -1, colours * tubelet * patch * patch)
+
+
+class PatchEmbed(nn.Module):
+    """Tubelets to tokens: a Conv3d whose stride is its kernel, done as one matrix product on unfolded patches.
+
+    The parameters are a Conv3d's. Unfolding lets pre-training embed the visible patches alone, a tenth of the work.
+    """
+
+    def __init__(self, dim: int, tubelet: int, patch: int) -> None:
+        super().__init__()
+        self.tubelet, self.patch = tubelet, patch
+        self.proj = nn.Conv3d(3, dim, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(…, 3·tubelet·patch·patch) from :func:`patchify` → (…, C)."""
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class Mlp(nn.Module):
+    """Linear, exact (erf) GELU, linear, dropout."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc2(F.gelu(self.fc1(x))), self.drop_rate, self.training)
+
+
+class Attention(nn.Module):
+    """Multi-head self- or cross-attention; q and v have a bias, k has none.
+
+    One packed ``qkv.weight`` (3C, C) serves both: cross-attention takes its first C rows for queries, the rest
+    for keys and values.
+
+    Args:
+        init_split: thirds of ``qkv.weight`` that are initialised as one matrix, since Xavier's range depends on
+            the rows. (1, 2) where the published code keeps q and kv apart, (3,) where it packs them.
+        fused: fused kernels, or explicit softmax. The parameters are the same.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
+                 fused: bool = True, init_split: tuple[int, ...] = (3,)) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop_rate, self.drop_rate = attn_drop_rate, drop_rate
+        self.fused, self.init_split = fused, init_split
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, *, regional: bool = False) -> Tensor:
+        """Attention over the second last axis; leading axes are independent.
+
+        Args:
+            x: (…, S, C), the queries.
+            context: (…, K, C), the keys and values; None for self-attention.
+            regional: self-attention in many short sequences, which the fused path gives to the region kernel.
+
+        Returns:
+            (…, S, C).
+        """
+        rows = x.reshape(-1, *x.shape[-2:])
+        if context is not None:
+            mixed = self._cross(rows, context.reshape(-1, *context.shape[-2:]))
+        else:
+            packed = F.linear(rows, self.qkv.weight, self._bias("qkv"))
+            if regional and self.fused:
+                mixed = self._regional(packed)
+            else:
+                mixed = self._attend(*packed.chunk(3, dim=-1))
+        return F.dropout(self.proj(mixed), self.drop_rate, self.training).view(x.shape)
+
+    def _cross(self, x: Tensor, context: Tensor) -> Tensor:
+        dim = x.shape[-1]
+        q = F.linear(x, self.qkv.weight[:dim], self.q_bias)
+        k, v = F.linear(context, self.qkv.weight[dim:], self._bias("kv")).chunk(2, dim=-1)
+        return self._attend(q, k, v)
+
+    def _bias(self, parts: str) -> Tensor:
+        given = {"q": self.q_bias, "k": torch.zeros_like(self.v_bias), "v": self.v_bias}
+        return torch.cat([given[part] for part in parts])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(D^-½ q kᵀ) v for (R, S, C) queries and (R, K, C) keys and values."""
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+        drop_rate = self.attn_drop_rate if self.training else 0.0
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
+        else:
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
+            mixed = F.dropout(weights, drop_rate) @ v if drop_rate else weights @ v
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _regional(self, packed: Tensor) -> Tensor:
+        """The region kernel on (R, S, 3C). Its dropout is keyed by a seed of torch's CPU generator."""
+        if not (self.training and self.attn_drop_rate):
+            return region_attention(packed, self.num_heads)
+        # Reading the seed breaks the graph under torch.compile; on a GPU it costs no synchronisation.
+        seed = int(torch.randint(2**63 - 1, (), device="cpu").item())
+        return region_attention(packed, self.num_heads, dropout_p=self.attn_drop_rate, seed=seed)
+
+
+def drop_path(x: Tensor, rate: float, training: bool, draw_axes: int) -> Tensor:
+    """Stochastic depth: zeroes whole branches, one draw per element of the first ``draw_axes`` axes.
+
+    Those kept are divided by the probability of being kept.
+    """
+    if not training or rate == 0.0:
+        return x
+    keep = x.new_empty(x.shape[:draw_axes] + (1,) * (x.ndim - draw_axes)).bernoulli_(1.0 - rate)
+    return x * keep.div_(1.0 - rate)
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """0 in the first block rising linearly to ``last`` in the last."""
+    return [last * index / max(depth - 1, 1) for index in range(depth)]
+
+
+def init_finetuning(model: nn.Module) -> None:
+    """Linear layers (the patch embedding is one): truncated normal, 0.02; biases 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def init_pretraining(model: nn.Module) -> None:
+    """Linear layers (the patch embedding is one): Xavier uniform; biases 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in model.modules():
+        if isinstance(module, Attention):
+            dim = module.qkv.in_features
+            for part in module.qkv.weight.data.split([thirds * dim for thirds in module.init_split]):
+                nn.init.xavier_uniform_(part)

@@ -1,0 +1,87 @@
+"""VideoMAE's vision transformer (arXiv 2203.12602): joint space-time attention over all tokens of a clip.
+
+The baseline of the MAE-DFER paper, and the block of every decoder.
+Letters: B clips, S tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import ModelConfig
+from .layers import Attention, Mlp, PatchEmbed, drop_path, drop_path_rates, layer_norm, patchify, sincos_positions
+from .regions import gather_tokens, token_indices
+
+
+class ViTBlock(nn.Module):
+    """Pre-LayerNorm attention and MLP, both residual; stochastic depth draws once per clip."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, *, drop_path_rate: float = 0.0,
+                 drop_rate: float = 0.0, attn_drop_rate: float = 0.0, fused: bool = True) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.attn_norm = layer_norm(dim)
+        self.attn = Attention(dim, num_heads, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate, fused=fused)
+        self.mlp_norm = layer_norm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, C) → (B, S, C)."""
+        x = x + self._drop_path(self.attn(self.attn_norm(x)))
+        return x + self._drop_path(self.mlp(self.mlp_norm(x)))
+
+    def _drop_path(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
+
+
+class ViTEncoder(nn.Module):
+    """Patch embedding, positions and blocks; the final LayerNorm belongs to whoever uses the encoder."""
+
+    position: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.embed_dim, config.tubelet_size, config.patch_size)
+        self.blocks = nn.ModuleList(
+            ViTBlock(config.embed_dim, config.num_heads, config.mlp_ratio, drop_path_rate=rate,
+                     drop_rate=config.drop_rate, attn_drop_rate=config.attn_drop_rate, fused=config.fused_attn)
+            for rate in drop_path_rates(config.drop_path_rate, config.depth)
+        )
+        position = sincos_positions(config.num_tokens, config.embed_dim)
+        self.register_buffer("position", position, persistent=False)
+
+    def init_tokens(self) -> None:
+        """A ViT that averages its tokens has no learnable token."""
+
+    def visible_indices(self, mask: Tensor) -> Tensor:
+        """(B, tokens) bool → (B, K) int64 raster indices of the visible tokens, ascending."""
+        return token_indices(~mask)
+
+    def forward(self, clip: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Encodes a clip, or its visible tokens alone.
+
+        Args:
+            clip: (B, 3, frames, height, width).
+            visible: (B, K) from :meth:`visible_indices`, or None for all tokens.
+
+        Returns:
+            (B, K or all tokens, C), not normalised.
+        """
+        patches, position = patchify(clip, self.config.tubelet_size, self.config.patch_size), self.position
+        if visible is not None:
+            patches, position = gather_tokens(patches, visible), position[visible]
+        x = F.dropout(self.patch_embed(patches) + position, self.config.drop_rate, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def local_tokens(self, x: Tensor) -> Tensor:
+        """What the decoder reads: all of them."""
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, S, C) → (B, C), the mean."""
+        return torch.mean(x, dim=1)
