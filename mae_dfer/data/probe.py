@@ -1,0 +1,34 @@
+"""Find the broken files of a data set before a run does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rich.progress import track
+
+from mae_dfer.data.dataset import Failure
+from mae_dfer.data.lists import Sample
+from mae_dfer.data.video import VideoError, open_video
+
+
+def _probe(item: tuple[int, Sample]) -> Failure | None:
+    index, sample = item
+    try:
+        with open_video(sample.path) as video:
+            video.get([0])
+            video.get([video.num_frames - 1])
+    except VideoError as error:
+        return Failure(sample.path, error.reason, index)
+    return None
+
+
+def check_files(samples: Sequence[Sample], *, workers: int = 4, progress: bool = True) -> list[Failure]:
+    """Open every file and decode its first and last frame; return those that fail, in list order.
+
+    Damage between the two frames is found only while training, where it becomes a Failure of that clip.
+    """
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        results = pool.map(_probe, enumerate(samples))
+        shown = track(results, "checking files", total=len(samples), disable=not progress)
+        return [failure for failure in shown if failure is not None]
