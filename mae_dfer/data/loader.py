@@ -18,8 +18,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Ranks take every ``world_size``-th item. With ``even=True`` (default when shuffling) the last few items
     are left out so that all ranks get equally many, as training in step needs; no item comes twice in an
-    epoch, and another epoch leaves out others. With ``even=False`` (default in order) every item comes exactly
-    once over all ranks, which evaluation needs; ranks may then differ by one.
+    epoch, and another epoch leaves out others. With ``even=False`` (default in order) every item comes
+    exactly once over all ranks, which evaluation needs; ranks may then differ by one.
 
     ``start`` skips the items of this rank that were already used, to resume inside an epoch. Call
     :meth:`set_epoch` before each further epoch.

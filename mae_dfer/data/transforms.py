@@ -1,8 +1,8 @@
-"""Frames to a normalised clip: crops, augmentation, ImageNet normalisation, the same for all frames of a clip.
+"""Frames to a normalised clip: crop, augmentation and normalisation, the same for all frames of a clip.
 
-Letters: T frames, H × W source pixels, h × w output pixels. Every transform takes frames as uint8 (T, 3, H, W)
-and a seed, and returns float32 (3, T, h, w). The same frames and seed give the same clip, and the global
-generators of torch, NumPy and random are left as they were.
+Letters: T frames, H × W source pixels, h × w output pixels. Every transform takes frames as uint8
+(T, 3, H, W) and a seed, and returns float32 (3, T, h, w). The same frames and seed give the same clip, and
+the global generators of torch, NumPy and random are left as they were.
 
 Crops are cut before they are resized, as uint8; floating point starts at normalisation.
 """
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import RandAugment, rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import v2
@@ -175,7 +175,7 @@ class FinetuneTransform:
         return top, left, height, width
 
     def _augment(self, frames: torch.Tensor) -> torch.Tensor:
-        """RandAugment with the generators rewound before each frame, so that all frames get the same draws."""
+        """RandAugment; the generators are rewound before each frame, so that all frames share their draws."""
         assert self._rand_augment is not None
         start = random.getstate(), np.random.get_state()
         out = []
@@ -186,12 +186,13 @@ class FinetuneTransform:
         return to_channels_first(np.stack(out))
 
 
-def _rand_augment(text: str, size: Size):  # type: ignore[no-untyped-def]
+def _rand_augment(text: str, size: Size) -> RandAugment | None:
     if not text:
         return None
     if not _RAND_AUGMENT.fullmatch(text):
         raise UserError(
-            f"rand_augment {text!r} is not understood; write for example 'rand-m7-n4-mstd0.5-inc1', or '' for none"
+            f"rand_augment {text!r} is not understood; write for example 'rand-m7-n4-mstd0.5-inc1', "
+            "or '' for none"
         )
     grey = tuple(round(255 * m) for m in IMAGENET_DEFAULT_MEAN)
     hparams = {

@@ -230,7 +230,7 @@ class VideoFile(Video):
         return [found[key] for key in keys]
 
     def _rgb(self, frame: VideoFrame) -> Frames:
-        array = self._converter.reformat(frame, format="rgb24").to_ndarray()
+        array = np.asarray(self._converter.reformat(frame, format="rgb24").to_ndarray(), dtype=np.uint8)
         # Phones store portrait video sideways with a rotation in the file's metadata.
         turns = round(frame.rotation / 90) % 4
         return np.rot90(array, turns) if turns else array
