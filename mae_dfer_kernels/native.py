@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+ISA_VARIABLE = "MAE_DFER_KERNELS_ISA"
+"""Environment variable that names the instruction set to use (portable, avx2, avx512), read at import."""
 
 BUILD_HINT = "install the package with `pip install .` (or `pip install -e .`), which compiles it"
 
@@ -28,7 +32,18 @@ def _load() -> tuple[ModuleType | None, str | None]:
     return library, None
 
 
+def _obey_environment(library: ModuleType) -> None:
+    name = os.environ.get(ISA_VARIABLE)
+    if name:
+        try:
+            library.choose_instruction_set(name)
+        except ValueError as error:
+            raise ValueError(f"environment variable {ISA_VARIABLE}: {error}") from None
+
+
 _LIBRARY, LOAD_ERROR = _load()
+if _LIBRARY is not None:
+    _obey_environment(_LIBRARY)
 
 
 def unavailable(qkv: Tensor, num_heads: int) -> str | None:
@@ -75,8 +90,13 @@ def instruction_sets() -> list[str]:
 
 
 def chosen_instruction_set() -> str:
-    """The instruction set the kernels use: the fastest, or the one MAE_DFER_KERNELS_ISA names."""
+    """The instruction set the kernels use: the fastest, or the one that was chosen."""
     return str(library().chosen_instruction_set())
+
+
+def choose_instruction_set(name: str) -> None:
+    """Use the instruction set of that name from now on, in the whole process; ValueError if it cannot run here."""
+    library().choose_instruction_set(name)
 
 
 def library() -> ModuleType:
