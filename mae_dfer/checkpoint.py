@@ -1,7 +1,7 @@
 """Weights in and out: our own files (safetensors), and the names of the published checkpoints.
 
-Published names differ from ours in spelling, in that LGI attention keeps ``q`` and ``kv`` apart where ours packs
-``qkv``, and in that an attention shared by several steps of a block appears under each step's name.
+Published names differ from ours in spelling, in that LGI attention keeps ``q`` and ``kv`` apart where ours
+packs ``qkv``, and in that an attention shared by several steps of a block appears under each step's name.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _NAMES_SHOWN = 3
 _LGI_NAMES = {
     "local_norm": "first_attn_norm0", "local_context_norm": "first_attn_norm1", "local_attn": "first_attn",
     "global_norm": "second_attn_norm0", "global_attn": "second_attn",
-    "exchange_norm": "third_attn_norm0", "exchange_context_norm": "third_attn_norm1", "exchange_attn": "third_attn",
-    "mlp_norm": "norm2",
+    "exchange_norm": "third_attn_norm0", "exchange_context_norm": "third_attn_norm1",
+    "exchange_attn": "third_attn", "mlp_norm": "norm2",
 }  # fmt: skip
 _VIT_NAMES = {"attn_norm": "norm1", "mlp_norm": "norm2"}
 
@@ -60,17 +60,17 @@ class _Source(NamedTuple):
 def load_official(model: VideoModel, source: str | Path | Mapping[str, Any]) -> LoadReport:
     """Loads a checkpoint of the published MAE-DFER (or VideoMAE) code, strictly.
 
-    A pre-training model takes a pre-training file, a classifier a classifier's or a pre-training file. In the last
-    case, as in the published code, the encoder is taken, its final norm and the decoder are dropped, and
+    A pre-training model takes a pre-training file, a classifier a classifier's or a pre-training file. In the
+    last case, as in the published code, the encoder is taken, its final norm and the decoder are dropped, and
     ``fc_norm`` and ``head`` stay as they were.
 
     Args:
-        source: path of a file with the state dict under ``model`` or ``module``, or that state dict. The file is
-            read with ``weights_only=True``; of Python objects only an ``argparse.Namespace`` is let in.
+        source: path of a file with the state dict under ``model`` or ``module``, or that state dict. The file
+            is read with ``weights_only=True``; of Python objects only an ``argparse.Namespace`` is let in.
 
     Returns:
-        What was loaded, dropped and left fresh. Where attention is shared, one tensor has several published names;
-        the last in the file's order wins, as in the published code.
+        What was loaded, dropped and left fresh. Where attention is shared, one tensor has several published
+        names; the last in the file's order wins, as in the published code.
 
     Raises:
         UserError: a file that cannot be read, or any name or shape that differs; nothing is loaded then.
@@ -81,8 +81,11 @@ def load_official(model: VideoModel, source: str | Path | Mapping[str, Any]) -> 
     expected = _published_sources(model)
     report = LoadReport()
     if isinstance(model, VideoClassifier) and any(name.startswith("encoder.") for name in tensors):
-        kept = {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")
-                and not name.startswith("encoder.norm.")}
+        kept = {
+            name.removeprefix("encoder."): value
+            for name, value in tensors.items()
+            if name.startswith("encoder.") and not name.startswith("encoder.norm.")
+        }
         report.dropped = [name for name in tensors if name.removeprefix("encoder.") not in kept]
         report.fresh = [name for name in model.state_dict() if not name.startswith("encoder.")]
         expected = {name: part for name, part in expected.items() if part.name not in report.fresh}
@@ -134,8 +137,11 @@ def load_pretrained_encoder(classifier: VideoClassifier, state_dict: Mapping[str
     expected = {name: value for name, value in ours.items() if name.startswith("encoder.")}
     _check_match(_shapes(encoder), _shapes(expected), "pre-trained weights")
     classifier.load_state_dict(encoder, strict=False)
-    return LoadReport(loaded=list(expected), dropped=[name for name in state_dict if name not in encoder],
-                      fresh=[name for name in ours if name not in expected])
+    return LoadReport(
+        loaded=list(expected),
+        dropped=[name for name in state_dict if name not in encoder],
+        fresh=[name for name in ours if name not in expected],
+    )
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "weights") -> LoadReport:
@@ -150,7 +156,7 @@ def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = 
 
 
 def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes a model's weights as safetensors, atomically, with its configuration and ``metadata`` (JSON) beside.
+    """Writes a model's weights as safetensors, atomically, with its configuration and ``metadata`` in them.
 
     Args:
         metadata: JSON-ready values; the name ``model`` is taken by the configuration.
@@ -167,7 +173,8 @@ def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any
     described = json.dumps({"model": model.config.to_dict()} | metadata)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomically(
-        path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", "mae_dfer": described})
+        path,
+        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", "mae_dfer": described}),
     )
 
 
@@ -187,13 +194,16 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             described = (file.metadata() or {}).get("mae_dfer")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({_one_line(error)})") from None
     if described is None:
         raise UserError(f"{path}: no mae_dfer metadata in it; it is not a checkpoint of this package")
     metadata = json.loads(described)
-    ModelConfig.from_dict(metadata["model"])
+    try:
+        ModelConfig.from_dict(metadata["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return tensors, metadata
 
 
@@ -214,7 +224,11 @@ def _find_state_dict(loaded: Any, where: str) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if (
+        not isinstance(loaded, Mapping)
+        or not loaded
+        or not all(isinstance(value, Tensor) for value in loaded.values())
+    ):
         raise UserError(f"{where}: no state dict in it, neither at the top nor under 'model' or 'module'")
     return dict(loaded)
 
@@ -232,7 +246,7 @@ def _published_sources(model: VideoModel) -> dict[str, _Source]:
 
 
 def _published_names(name: str, config: ModelConfig) -> list[tuple[str, tuple[int, int] | None]]:
-    """Published names of one of our tensors, each with the thirds (first, last + 1) of a packed qkv it holds."""
+    """Published names of one of our tensors, each with the thirds (first, last + 1) of a packed qkv."""
     if name.startswith("encoder_norm."):
         return [(name.replace("encoder_norm.", "encoder.norm."), None)]
     if name.startswith("decoder."):
@@ -246,7 +260,9 @@ def _published_names(name: str, config: ModelConfig) -> list[tuple[str, tuple[in
         return [(prefix + "lg_region_tokens", None)]
     published = [_rename_block(inner, _LGI_NAMES)]
     if ".local_attn." in inner:
-        published += [published[0].replace(".first_attn.", f".{step}_attn.") for step in _steps_that_share(config)]
+        published += [
+            published[0].replace(".first_attn.", f".{step}_attn.") for step in _steps_that_share(config)
+        ]
     if not inner.endswith(".qkv.weight"):
         return [(prefix + each, None) for each in published]
     return [
@@ -273,19 +289,29 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _check_match(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _check_match(
+    given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
     """Raises :class:`UserError` with the first few names that are missing, unexpected or of another shape."""
     problems = []
-    for what, names in (("missing", [name for name in expected if name not in given]),
-                        ("unexpected", [name for name in given if name not in expected])):
+    for what, names in (
+        ("missing", [name for name in expected if name not in given]),
+        ("unexpected", [name for name in given if name not in expected]),
+    ):
         if names:
             problems.append(f"{what} {_first(names)}")
-    wrong = [f"{name} {given[name]} for {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
+    wrong = [
+        f"{name} {given[name]} for {shape}"
+        for name, shape in expected.items()
+        if given.get(name, shape) != shape
+    ]
     if wrong:
         problems.append(f"other shape (file for model): {_first(wrong)}")
     if problems:
-        raise UserError(f"{where} does not fit the model: {'; '.join(problems)}; "
-                        "check the model's name, sizes and number of classes")
+        raise UserError(
+            f"{where} does not fit the model: {'; '.join(problems)}; "
+            "check the model's name, sizes and number of classes"
+        )
 
 
 def _first(names: list[str]) -> str:

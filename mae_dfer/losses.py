@@ -21,9 +21,9 @@ _STD_EPS = 1e-6
 def reconstruction_targets(clip: Tensor, mask: Tensor, patch_size: int = 16, tubelet_size: int = 2) -> Tensor:
     """Normalised appearance and motion of the masked tokens.
 
-    Pixels go back to [0, 1]. Per tubelet and colour channel, over its g·p·p pixels, the mean is subtracted and the
-    unbiased standard deviation (+ 1e-6) divided out. The first p·p·3 values of a target are the tubelet's first
-    frame (appearance); the rest are its further frames minus the first (motion).
+    Pixels go back to [0, 1]. Per tubelet and colour channel, over its g·p·p pixels, the mean is subtracted
+    and the unbiased standard deviation (+ 1e-6) divided out. The first p·p·3 values of a target are the
+    tubelet's first frame (appearance); the rest are its further frames minus the first (motion).
 
     Args:
         clip: (B, 3, frames, height, width) floating point, ImageNet-normalised.
@@ -33,8 +33,8 @@ def reconstruction_targets(clip: Tensor, mask: Tensor, patch_size: int = 16, tub
         (B, M, P) in the clip's dtype, the masked tokens in raster order.
 
     Raises:
-        UserError: sizes that do not divide, a tubelet of one frame, a mask of another shape, or one that hides
-            different numbers of tokens from clip to clip.
+        UserError: sizes that do not divide, a tubelet of one frame, a mask of another shape, or one that
+            hides different numbers of tokens from clip to clip.
     """
     patches = _masked_patches(clip, mask, patch_size, tubelet_size)
     mean, std = _patch_statistics(patches)
@@ -55,15 +55,20 @@ def reconstruction_loss_terms(pred: Tensor, target: Tensor, tubelet_size: int = 
     if pred.shape != target.shape:
         raise UserError(f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape")
     if tubelet_size < 2 or target.shape[-1] % tubelet_size:
-        raise UserError(f"{target.shape[-1]} values do not split into appearance and motion of {tubelet_size} frames")
+        raise UserError(
+            f"{target.shape[-1]} values do not split into appearance and motion of {tubelet_size} frames"
+        )
     frame = target.shape[-1] // tubelet_size
     # Under autocast predictions are in half precision; the squares are summed in the target's.
     pred = pred.to(target.dtype)
-    return F.mse_loss(pred[..., :frame], target[..., :frame]), F.mse_loss(pred[..., frame:], target[..., frame:])
+    appearance = F.mse_loss(pred[..., :frame], target[..., :frame])
+    return appearance, F.mse_loss(pred[..., frame:], target[..., frame:])
 
 
-def reconstruction_loss(pred: Tensor, target: Tensor, appearance_weight: float = 0.5, tubelet_size: int = 2) -> Tensor:
-    """λ · MSE(appearance) + (1 − λ) · MSE(motion), 0-D (paper, equation 1). See :func:`reconstruction_loss_terms`.
+def reconstruction_loss(
+    pred: Tensor, target: Tensor, appearance_weight: float = 0.5, tubelet_size: int = 2
+) -> Tensor:
+    """λ · MSE(appearance) + (1 − λ) · MSE(motion), 0-D, of :func:`reconstruction_loss_terms`.
 
     For tubelets of two frames λ = 0.5 is half of appearance plus half of motion: the plain mean over both.
     """
@@ -78,9 +83,9 @@ def reconstruct_frames(
 ) -> dict[str, Tensor]:
     """Predictions as pictures.
 
-    A model predicts each patch up to its mean and standard deviation; these are taken from the true patch, as is
-    usual for pictures of masked auto-encoders. So a picture shows structure and motion that the model filled in,
-    but not brightness and contrast, which it was given.
+    A model predicts each patch up to its mean and standard deviation; these are taken from the true patch, as
+    is usual for pictures of masked auto-encoders. So a picture shows structure and motion that the model
+    filled in, but not brightness and contrast, which it was given.
 
     Args:
         clip: (B, 3, frames, height, width) floating point, ImageNet-normalised.
@@ -88,17 +93,19 @@ def reconstruct_frames(
         pred: (B, M, P).
 
     Returns:
-        Four clips (B, 3, frames, height, width) in [0, 1]: ``input``; ``masked``, with masked patches grey (0.5);
-        ``reconstruction``, with masked patches predicted; and ``motion``, the reconstruction minus the first frame
-        of its tubelet, halved and around grey (0.5 is no motion).
+        Four clips (B, 3, frames, height, width) in [0, 1]: ``input``; ``masked``, with masked patches grey
+        (0.5); ``reconstruction``, with masked patches predicted; and ``motion``, the reconstruction minus the
+        first frame of its tubelet, halved and around grey (0.5 is no motion).
 
     Raises:
         UserError: as for :func:`reconstruction_targets`, and a prediction of another shape.
     """
     true = _masked_patches(clip, mask, patch_size, tubelet_size)
     if pred.shape != (*true.shape[:2], true.shape[2:].numel()):
-        raise UserError(f"prediction {tuple(pred.shape)} does not fit {true.shape[1]} masked patches of "
-                        f"{true.shape[2:].numel()} values")
+        raise UserError(
+            f"prediction {tuple(pred.shape)} does not fit {true.shape[1]} masked patches of "
+            f"{true.shape[2:].numel()} values"
+        )
     mean, std = _patch_statistics(true)
     predicted = pred.to(true.dtype).reshape(true.shape)
     first = predicted[:, :, :1]
@@ -142,8 +149,10 @@ def _masked_patches(clip: Tensor, mask: Tensor, patch: int, tubelet: int) -> Ten
     if clip.ndim != 5 or clip.shape[1] != 3:
         raise UserError(f"clips must be (batch, 3, frames, height, width), got {tuple(clip.shape)}")
     if tubelet < 2 or clip.shape[2] % tubelet or clip.shape[3] % patch or clip.shape[4] % patch:
-        raise UserError(f"clips of {tuple(clip.shape[2:])} do not divide into tubelets of {tubelet} frames (at least "
-                        f"2, for motion) and patches of {patch} pixels")
+        raise UserError(
+            f"clips of {tuple(clip.shape[2:])} do not divide into tubelets of {tubelet} frames (at least "
+            f"2, for motion) and patches of {patch} pixels"
+        )
     patches = _unfold(_to_unit_range(clip), patch, tubelet)
     check_mask(mask, clip.shape[0], patches.shape[1:4].numel())
     masked = token_indices(mask).to(clip.device, non_blocking=True)

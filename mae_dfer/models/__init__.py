@@ -13,10 +13,22 @@ from .mae import MaskedAutoencoder
 __all__ = ["MaskedAutoencoder", "ModelConfig", "VideoClassifier", "VideoModel", "create_model", "list_models"]
 
 # The base sizes of LGI-Former are ModelConfig's defaults.
-_SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6,
-          "decoder_embed_dim": 192, "decoder_depth": 4, "decoder_num_heads": 3}
-_TINY = {"embed_dim": 192, "depth": 6, "num_heads": 3,
-         "decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 2}
+_SMALL = {
+    "embed_dim": 384,
+    "depth": 12,
+    "num_heads": 6,
+    "decoder_embed_dim": 192,
+    "decoder_depth": 4,
+    "decoder_num_heads": 3,
+}
+_TINY = {
+    "embed_dim": 192,
+    "depth": 6,
+    "num_heads": 3,
+    "decoder_embed_dim": 128,
+    "decoder_depth": 2,
+    "decoder_num_heads": 2,
+}
 _VIT_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 
 _SIZES: dict[str, dict[str, Any]] = {
@@ -39,15 +51,16 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
 
     Args:
         name: one of :func:`list_models`; ``mae_…`` is the pre-training model of an encoder.
-        overrides: any field of :class:`ModelConfig` but the name, in place of the model's own; ``decoder_…`` for
-            pre-training models only.
+        overrides: any field of :class:`ModelConfig` but the name, in place of the model's own; ``decoder_…``
+            for pre-training models only.
 
     Returns:
         :class:`VideoClassifier` or :class:`MaskedAutoencoder`, in training mode on torch's default device;
         ``model.config`` holds every setting.
 
     Raises:
-        UserError: an unknown name or option (the message has the nearest one), or values that do not fit together.
+        UserError: an unknown name or option (the message has the nearest one), or values that do not fit
+        together.
     """
     if name not in list_models():
         raise UserError(unknown("model", name, list_models()))

@@ -24,21 +24,23 @@ class VideoModel(nn.Module):
         self.config = config
 
     def check_clip(self, clip: Tensor) -> None:
-        """Raises :class:`UserError` unless ``clip`` is (B, 3, frames, height, width) of the configured size."""
+        """Raises :class:`UserError` unless ``clip`` is (B, 3, frames, height, width) as configured."""
         expected = (3, self.config.num_frames, *self.config.img_size)
         if clip.ndim != 5 or tuple(clip.shape[1:]) != expected:
             raise UserError(
-                f"{self.config.name} expects clips of shape (batch, 3 channels, {self.config.num_frames} frames, "
-                f"{self.config.img_size[0]} rows, {self.config.img_size[1]} columns), got {tuple(clip.shape)}"
+                f"{self.config.name} expects clips of shape (batch, 3 channels, {expected[1]} frames, "
+                f"{expected[2]} rows, {expected[3]} columns), got {tuple(clip.shape)}"
             )
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone: 1-D ones (biases, norms) and learnable tokens.
+        """Names of the parameters that weight decay leaves alone: 1-D ones (biases, norms) and tokens.
 
-        The published pre-training decays the representative tokens by a naming slip; its fine-tuning does not.
+        The published pre-training decays the representative tokens by a naming slip; its fine-tuning does
+        not.
         """
         return {
-            name for name, parameter in self.named_parameters()
+            name
+            for name, parameter in self.named_parameters()
             if parameter.ndim == 1 or name.rsplit(".", 1)[-1] in ("mask_token", "representative_tokens")
         }
 
@@ -48,9 +50,9 @@ class VideoModel(nn.Module):
         return self.config.depth + 2
 
     def layer_index(self, name: str) -> int:
-        """Layer of a parameter: 0 for the patch embedding, i + 1 for encoder block i, the last for everything else.
+        """Layer of a parameter: 0 for the patch embedding, i + 1 for encoder block i, the last for the rest.
 
-        Everything else is the head, the final norm and the representative tokens; and a decoder.
+        The rest is the head, the final norm and the representative tokens; and a decoder.
         """
         if name.startswith("encoder.patch_embed."):
             return 0

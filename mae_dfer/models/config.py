@@ -34,26 +34,26 @@ class ModelConfig:
         num_frames: frames of a clip.
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
-        embed_dim, depth, num_heads, mlp_ratio: width, blocks, attention heads and MLP expansion of the encoder.
+        embed_dim, depth, num_heads, mlp_ratio: width, blocks, heads and MLP expansion of the encoder.
         num_classes: outputs of the classifier; pre-training models have no use for it.
         region_size: (t, h, w) tokens of a local region, each dividing the grid. A ViT has no regions.
         local_attention: step 1 of the LGI block. ``self``: all tokens of a region attend to each other;
             ``representative``: only the representative token attends, to its region's local tokens.
         global_attention: whether step 2, attention among the clip's representative tokens, is there.
-        exchange: step 3. ``cross``: local tokens query all representative tokens; ``self``: self-attention inside
-            regions again; ``none``: left out.
-        share_attention: which attentions of a block are one set of weights: ``none``, ``local_exchange`` (steps
-            1 and 3), or ``all``.
+        exchange: step 3. ``cross``: local tokens query all representative tokens; ``self``: self-attention
+            inside regions again; ``none``: left out.
+        share_attention: which attentions of a block are one set of weights: ``none``, ``local_exchange``
+            (steps 1 and 3), or ``all``.
         pool: tokens that the classifier averages. A ViT averages ``all``.
         drop_path_rate: stochastic depth of the encoder's last block; rises linearly from 0 in the first.
         drop_rate: dropout after the position table, output projections and MLPs of the encoder.
         attn_drop_rate: dropout on the encoder's attention probabilities.
-        fused_attn: fused attention (``mae_dfer_kernels`` and SDPA), or explicit softmax everywhere. The parameters
-            are the same.
+        fused_attn: fused attention (``mae_dfer_kernels`` and SDPA), or explicit softmax everywhere. The
+            parameters are the same.
         decoder_embed_dim, decoder_depth, decoder_num_heads: the decoder of pre-training models.
-        decoder_positions: ``aligned``: visible tokens get the positions they come from. ``published``: as in the
-            published pre-training code, which adds positions in raster order to tokens in region order; for its
-            checkpoints only.
+        decoder_positions: ``aligned``: visible tokens get the positions they come from. ``published``: as in
+            the published pre-training code, which adds positions in raster order to tokens in region order;
+            for its checkpoints only.
 
     Raises:
         UserError: a value that is out of range, does not divide, or contradicts another.
@@ -116,7 +116,7 @@ class ModelConfig:
         return self.tubelet_size * self.patch_size**2 * 3
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values: ``name`` and the keyword overrides that rebuild this model with ``create_model``."""
+        """JSON-ready: ``name`` and the keyword overrides with which ``create_model`` rebuilds this model."""
         values = dataclasses.asdict(self)
         if not self.is_mae:
             for field in _DECODER_FIELDS:
@@ -148,7 +148,9 @@ class ModelConfig:
 def override_names(model_name: str) -> list[str]:
     """What may be set on the model of this name, besides the name."""
     fields = [field.name for field in dataclasses.fields(ModelConfig) if field.name != "name"]
-    return fields if model_name.startswith("mae_") else [name for name in fields if name not in _DECODER_FIELDS]
+    return (
+        fields if model_name.startswith("mae_") else [name for name in fields if name not in _DECODER_FIELDS]
+    )
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -168,7 +170,7 @@ def _whole(value: Any) -> bool:
 
 
 def _check_types(config: ModelConfig) -> None:
-    """Each field has the type of its default; lists (from JSON) become tuples, one img_size becomes a square."""
+    """Each field has the type of its default; lists (from JSON) become tuples, one img_size a square."""
     if _whole(config.img_size):
         _set(config, "img_size", (config.img_size, config.img_size))
     for field in dataclasses.fields(config):
@@ -176,7 +178,9 @@ def _check_types(config: ModelConfig) -> None:
         if field.name in ("img_size", "region_size"):
             axes = ("height", "width") if field.name == "img_size" else ("time", "height", "width")
             if not isinstance(value, (tuple, list)) or len(value) != len(axes) or not all(map(_whole, value)):
-                raise UserError(f"{field.name} must be {len(axes)} whole numbers ({', '.join(axes)}), got {value!r}")
+                raise UserError(
+                    f"{field.name} must be {len(axes)} whole numbers ({', '.join(axes)}), got {value!r}"
+                )
             _set(config, field.name, tuple(value))
         elif isinstance(field.default, bool):
             if not isinstance(value, bool):
@@ -220,14 +224,18 @@ def _check_divides(config: ModelConfig) -> None:
             )
     heads = [("embed_dim", config.embed_dim, "num_heads", config.num_heads)]
     if config.is_mae:
-        heads.append(("decoder_embed_dim", config.decoder_embed_dim, "decoder_num_heads", config.decoder_num_heads))
+        heads.append(
+            ("decoder_embed_dim", config.decoder_embed_dim, "decoder_num_heads", config.decoder_num_heads)
+        )
     for width_name, width, heads_name, number in heads:
         if width % number:
             raise UserError(
                 f"{width_name} {width} is not a multiple of {heads_name} {number}; "
                 f"take {_nearest_multiples(width, number)}"
             )
-    if not config.is_vit and any(size % part for size, part in zip(config.grid_size, config.region_size, strict=True)):
+    if not config.is_vit and any(
+        size % part for size, part in zip(config.grid_size, config.region_size, strict=True)
+    ):
         fits = [f"{axis} {_divisors(size)}" for axis, size in zip("thw", config.grid_size, strict=True)]
         raise UserError(
             f"region_size {config.region_size} does not divide the token grid {config.grid_size}; "
@@ -238,7 +246,9 @@ def _check_divides(config: ModelConfig) -> None:
 def _check_options(config: ModelConfig) -> None:
     """Options that contradict each other or the kind of model."""
     if config.is_mae and config.tubelet_size < 2:
-        raise UserError("tubelet_size must be at least 2 for pre-training: its motion target needs two frames")
+        raise UserError(
+            "tubelet_size must be at least 2 for pre-training: its motion target needs two frames"
+        )
     if config.is_vit:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         for name in ("local_attention", "global_attention", "exchange", "share_attention"):
@@ -249,7 +259,9 @@ def _check_options(config: ModelConfig) -> None:
     if config.share_attention == "local_exchange" and config.exchange == "none":
         raise UserError("share_attention='local_exchange' has nothing to share with exchange='none'")
     if config.share_attention == "all" and config.exchange == "none" and not config.global_attention:
-        raise UserError("share_attention='all' has nothing to share with exchange='none' and global_attention=False")
+        raise UserError(
+            "share_attention='all' has nothing to share with exchange='none' and global_attention=False"
+        )
 
 
 def _nearest_multiples(size: int, unit: int) -> str:

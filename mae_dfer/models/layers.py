@@ -1,14 +1,16 @@
 """Parts that both encoders and the decoder are made of.
 
-Letters: B clips, T, H, W token grid, S tokens of a sequence, K tokens of a context, C channels, D channels a head.
+Letters: B clips, T, H, W token grid, S tokens of a sequence, K of its context, C channels, D channels
+a head.
 """
 
 from __future__ import annotations
 
 import torch
-from mae_dfer_kernels import region_attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mae_dfer_kernels import region_attention
 
 LAYER_NORM_EPS = 1e-6
 
@@ -20,7 +22,8 @@ def layer_norm(dim: int) -> nn.LayerNorm:
 def sincos_positions(num_tokens: int, dim: int) -> Tensor:
     """(tokens, dim) float32 position table.
 
-    Entry j of position p is the sine (even j) or cosine (odd j) of p / 10000^(2⌊j/2⌋/dim), computed in float64.
+    Entry j of position p is the sine (even j) or cosine (odd j) of p / 10000^(2⌊j/2⌋/dim), computed in
+    float64.
     """
     position = torch.arange(num_tokens, dtype=torch.float64).unsqueeze(1)
     column = torch.arange(dim)
@@ -38,9 +41,10 @@ def patchify(clip: Tensor, tubelet: int, patch: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Tubelets to tokens: a Conv3d whose stride is its kernel, done as one matrix product on unfolded patches.
+    """Tubelets to tokens: a Conv3d whose stride is its kernel, as one matrix product on unfolded patches.
 
-    The parameters are a Conv3d's. Unfolding lets pre-training embed the visible patches alone, a tenth of the work.
+    The parameters are a Conv3d's. Unfolding lets pre-training embed the visible patches alone, a tenth of the
+    work.
     """
 
     def __init__(self, dim: int, tubelet: int, patch: int) -> None:
@@ -69,17 +73,25 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head self- or cross-attention; q and v have a bias, k has none.
 
-    One packed ``qkv.weight`` (3C, C) serves both: cross-attention takes its first C rows for queries, the rest
-    for keys and values.
+    One packed ``qkv.weight`` (3C, C) serves both: cross-attention takes its first C rows for queries, the
+    rest for keys and values.
 
     Args:
-        init_split: thirds of ``qkv.weight`` that are initialised as one matrix, since Xavier's range depends on
-            the rows. (1, 2) where the published code keeps q and kv apart, (3,) where it packs them.
+        init_split: thirds of ``qkv.weight`` that are initialised as one matrix, since Xavier's range depends
+            on the rows. (1, 2) where the published code keeps q and kv apart, (3,) where it packs them.
         fused: fused kernels, or explicit softmax. The parameters are the same.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, attn_drop_rate: float = 0.0, drop_rate: float = 0.0,
-                 fused: bool = True, init_split: tuple[int, ...] = (3,)) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        fused: bool = True,
+        init_split: tuple[int, ...] = (3,),
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.attn_drop_rate, self.drop_rate = attn_drop_rate, drop_rate

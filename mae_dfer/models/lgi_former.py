@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .layers import Attention, Mlp, PatchEmbed, drop_path, drop_path_rates, layer_norm, patchify, sincos_positions
+from .layers import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    drop_path,
+    drop_path_rates,
+    layer_norm,
+    patchify,
+    sincos_positions,
+)
 from .regions import gather_tokens, partition, region_order, visible_by_region
 
 
@@ -73,7 +82,7 @@ class LGIBlock(nn.Module):
         return representative + self._drop_per_clip(attn(self.global_norm(representative)))
 
     def _exchange(self, local: Tensor, representative: Tensor) -> Tensor:
-        """Every local token (B, N, L, C) of a clip queries all its representative tokens; these stay as they are."""
+        """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, C)."""
         queries = self.exchange_norm(local).flatten(1, 2)
         update = self._exchange_attention()(queries, self.exchange_context_norm(representative))
         return local + self._drop_per_clip(update.view(local.shape))
@@ -89,8 +98,14 @@ class LGIBlock(nn.Module):
 
 
 def _attention(config: ModelConfig) -> Attention:
-    return Attention(config.embed_dim, config.num_heads, attn_drop_rate=config.attn_drop_rate,
-                     drop_rate=config.drop_rate, fused=config.fused_attn, init_split=(1, 2))
+    return Attention(
+        config.embed_dim,
+        config.num_heads,
+        attn_drop_rate=config.attn_drop_rate,
+        drop_rate=config.drop_rate,
+        fused=config.fused_attn,
+        init_split=(1, 2),
+    )
 
 
 class LGIEncoder(nn.Module):
@@ -119,7 +134,7 @@ class LGIEncoder(nn.Module):
         nn.init.trunc_normal_(self.representative_tokens, std=0.02)
 
     def visible_indices(self, mask: Tensor) -> Tensor:
-        """(B, tokens) bool → (B, N·k) int64 raster indices of the visible tokens, k a region, in region order."""
+        """(B, tokens) bool → (B, N·k) int64 raster indices of visible tokens, k of each region in turn."""
         return visible_by_region(mask, self.order).flatten(1)
 
     def forward(self, clip: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -134,10 +149,11 @@ class LGIEncoder(nn.Module):
         """
         patches = patchify(clip, self.config.tubelet_size, self.config.patch_size)
         if visible is None:
-            local = partition(self.patch_embed(patches) + self.position, self.config.grid_size, self.config.region_size)
+            local = self.patch_embed(patches) + self.position
+            local = partition(local, self.config.grid_size, self.config.region_size)
         else:
             local = self.patch_embed(gather_tokens(patches, visible)) + self.position[visible]
-            local = local.unflatten(1, (self.config.num_regions, -1))
+            local = local.view(local.shape[0], self.config.num_regions, -1, local.shape[-1])
         local = F.dropout(local, self.config.drop_rate, self.training)
         representative = self.representative_tokens.to(local.dtype).expand(local.shape[0], -1, -1)
         x = torch.cat((representative.unsqueeze(2), local), dim=2)

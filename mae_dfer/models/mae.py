@@ -1,6 +1,7 @@
 """Masked auto-encoding of clips (MAE-DFER, arXiv 2307.02227, section 3.1), over either encoder.
 
-Letters: B clips, K visible and M masked tokens of a clip, C encoder and E decoder channels, P values of a patch.
+Letters: B clips, K visible and M masked tokens of a clip, C encoder and E decoder channels, P values of a
+patch.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class MaskedAutoencoder(VideoModel):
 
         Args:
             clip: (B, 3, frames, height, width) floating point, ImageNet-normalised.
-            mask: (B, tokens) bool in raster order (t, h, w), True = masked. Left on the CPU, it costs a GPU no
-                synchronisation.
+            mask: (B, tokens) bool in raster order (t, h, w), True = masked. Left on the CPU, it costs a GPU
+                no synchronisation.
 
         Returns:
             (B, M, P), the masked tokens in raster order.
@@ -73,20 +74,21 @@ class MaskedAutoencoder(VideoModel):
         return self.forward_decoder(self.forward_encoder(clip, visible), visible, masked)
 
     def split_tokens(self, mask: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Raster indices, on the clip's device, of visible tokens (B, K), in the encoder's order, and masked (B, M)."""
+        """Raster indices of visible tokens (B, K), in the encoder's order, and of masked tokens (B, M)."""
         check_mask(mask, clip.shape[0], self.config.num_tokens)
-        indices = self.encoder.visible_indices(mask), token_indices(mask)
-        return tuple(index.to(clip.device, non_blocking=True) for index in indices)  # type: ignore[return-value]
+        visible, masked = self.encoder.visible_indices(mask), token_indices(mask)
+        return visible.to(clip.device, non_blocking=True), masked.to(clip.device, non_blocking=True)
 
     def forward_encoder(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Normalised visible tokens (B, K, C) of a clip, in the order of ``visible`` (B, K)."""
         return self.encoder_norm(self.encoder.local_tokens(self.encoder(clip, visible)))
 
     def forward_decoder(self, latent: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """Predictions (B, M, P) from the latent (B, K, C); ``visible`` (B, K) and ``masked`` (B, M) are indices."""
+        """Predictions (B, M, P) from the latent (B, K, C) and the indices of :meth:`split_tokens`."""
         if self.config.decoder_positions == "published":
-            # The published code adds positions in raster order to tokens that are in region order, which misplaces
-            # every visible token whose region does not come in raster order. Its checkpoints were trained so.
+            # The published code adds positions in raster order to tokens that are in region order, which
+            # misplaces every visible token whose region does not come in raster order. Its checkpoints were
+            # trained so.
             visible = visible.sort(dim=1).values
         known = self.encoder_to_decoder(latent) + self.decoder_position[visible]
         hidden = self.mask_token + self.decoder_position[masked]

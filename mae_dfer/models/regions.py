@@ -39,7 +39,7 @@ def check_mask(mask: Tensor, batch: int, num_tokens: int) -> None:
     """Raises :class:`UserError` unless ``mask`` is a bool (B, tokens) tensor."""
     if mask.dtype != torch.bool or mask.shape != (batch, num_tokens):
         raise UserError(
-            f"the mask must be bool of shape (batch, tokens) = {(batch, num_tokens)} with True for masked tokens, "
+            f"the mask must be bool of shape (batch, tokens) = {(batch, num_tokens)}, True for masked; "
             f"got {str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}"
         )
 
@@ -63,8 +63,8 @@ def token_indices(chosen: Tensor) -> Tensor:
 def visible_by_region(mask: Tensor, order: Tensor) -> Tensor:
     """Raster indices of the visible tokens, grouped by region.
 
-    The published code regroups ``(nt t nhw hw) → (nt nhw)(t hw)``, which is right only where a region spans the
-    full width of the grid; this gathers by region and holds for every region size.
+    The published code regroups ``(nt t nhw hw) → (nt nhw)(t hw)``, which is right only where a region spans
+    the full width of the grid; this gathers by region and holds for every region size.
 
     Args:
         mask: (B, tokens) bool, True = masked.
@@ -74,7 +74,8 @@ def visible_by_region(mask: Tensor, order: Tensor) -> Tensor:
         (B, N, K) int64 where K is the visible tokens of a region, each region's in its own raster order.
 
     Raises:
-        UserError: regions with different numbers of visible tokens, or with none; the message names the counts.
+        UserError: regions with different numbers of visible tokens, or with none; the message names the
+        counts.
     """
     visible = ~mask[:, order.to(mask.device)]
     counts = visible.sum(dim=2)

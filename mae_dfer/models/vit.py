@@ -11,15 +11,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import ModelConfig
-from .layers import Attention, Mlp, PatchEmbed, drop_path, drop_path_rates, layer_norm, patchify, sincos_positions
+from .layers import (
+    Attention,
+    Mlp,
+    PatchEmbed,
+    drop_path,
+    drop_path_rates,
+    layer_norm,
+    patchify,
+    sincos_positions,
+)
 from .regions import gather_tokens, token_indices
 
 
 class ViTBlock(nn.Module):
     """Pre-LayerNorm attention and MLP, both residual; stochastic depth draws once per clip."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, *, drop_path_rate: float = 0.0,
-                 drop_rate: float = 0.0, attn_drop_rate: float = 0.0, fused: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        fused: bool = True,
+    ) -> None:
         super().__init__()
         self.drop_path_rate = drop_path_rate
         self.attn_norm = layer_norm(dim)
@@ -46,8 +64,15 @@ class ViTEncoder(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config.embed_dim, config.tubelet_size, config.patch_size)
         self.blocks = nn.ModuleList(
-            ViTBlock(config.embed_dim, config.num_heads, config.mlp_ratio, drop_path_rate=rate,
-                     drop_rate=config.drop_rate, attn_drop_rate=config.attn_drop_rate, fused=config.fused_attn)
+            ViTBlock(
+                config.embed_dim,
+                config.num_heads,
+                config.mlp_ratio,
+                drop_path_rate=rate,
+                drop_rate=config.drop_rate,
+                attn_drop_rate=config.attn_drop_rate,
+                fused=config.fused_attn,
+            )
             for rate in drop_path_rates(config.drop_path_rate, config.depth)
         )
         position = sincos_positions(config.num_tokens, config.embed_dim)
