@@ -1,6 +1,7 @@
 """The data set and its loader: everything is a function of (seed, epoch, item)."""
 
-import subprocess
+import pickle
+import runpy
 import sys
 
 import av
@@ -19,6 +20,7 @@ from mae_dfer.data import (
     make_loader,
 )
 from mae_dfer.data import check as check_module
+from mae_dfer.data import probe
 from mae_dfer.errors import UserError
 
 CONFIG = ClipConfig(num_frames=4, stride=2, img_size=32, grid=(2, 2, 2), mask_window=(1, 2), mask_ratio=0.5)
@@ -105,6 +107,12 @@ def test_worker_count_does_not_matter(samples, mode):
     alone, many = batches(samples, mode), batches(samples, mode, num_workers=2)
     assert len(alone) == len(many)
     assert all(same(a, b) for a, b in zip(alone, many, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune", "test"])
+def test_a_data_set_survives_pickling_as_spawned_workers_need(samples, mode):
+    dataset = ClipDataset(samples, CONFIG, mode, seed=1)
+    assert same(pickle.loads(pickle.dumps(dataset))[0, 2], dataset[0, 2])
 
 
 def test_resuming_inside_an_epoch_continues_it(samples):
@@ -207,7 +215,8 @@ def test_a_sampler_of_another_length_is_refused(samples):
         make_loader(dataset, EpochSampler(7), 2)
 
 
-def test_check_files_finds_the_broken_one(samples):
+def test_check_files_finds_the_broken_one(samples, monkeypatch):
+    monkeypatch.setattr(probe, "_SLICE", 2)
     failures = check_files(samples, progress=False)
     assert [(f.path, f.index) for f in failures] == [(samples[3].path, 3)]
 
@@ -227,11 +236,10 @@ def test_check_command_reports_and_exits(samples, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: list file not found")
 
 
-def test_check_runs_as_a_module(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "mae_dfer.data.check", str(tmp_path / "no.txt")],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+def test_check_runs_as_a_module(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "mae_dfer.data.check")
+    monkeypatch.setattr(sys, "argv", ["check", str(tmp_path / "no.txt")])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("mae_dfer.data.check", run_name="__main__")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1

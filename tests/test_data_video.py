@@ -74,6 +74,11 @@ def test_one_open_video_serves_many_requests(tmp_path):
         np.testing.assert_array_equal(video.get([30, 31]), first)
 
 
+def test_names_may_hold_spaces_and_colons(tmp_path):
+    write_video(tmp_path / "v.mp4").rename(tmp_path / "12:30 clip #1.mp4")
+    np.testing.assert_allclose(read_greys(tmp_path / "12:30 clip #1.mp4", [5]), [grey(5)], atol=1.9)
+
+
 def test_indices_outside_are_a_programming_error(tmp_path):
     with open_video(write_video(tmp_path / "v.mp4", num_frames=4)) as video:
         for bad in ([4], [-1], []):

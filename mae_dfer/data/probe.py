@@ -11,6 +11,8 @@ from mae_dfer.data.dataset import Failure
 from mae_dfer.data.lists import Sample
 from mae_dfer.data.video import VideoError, open_video
 
+_SLICE = 1024
+
 
 def _probe(item: tuple[int, Sample]) -> Failure | None:
     index, sample = item
@@ -28,7 +30,10 @@ def check_files(samples: Sequence[Sample], *, workers: int = 4, progress: bool =
 
     Damage between the two frames is found only while training, where it becomes a Failure of that clip.
     """
+    items = list(enumerate(samples))
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        results = pool.map(_probe, enumerate(samples))
+        # In slices: the pool queues all that it is given, and lists may hold millions.
+        slices = (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
+        results = (result for part in slices for result in pool.map(_probe, part))
         shown = track(results, "checking files", total=len(samples), disable=not progress)
         return [failure for failure in shown if failure is not None]

@@ -104,7 +104,8 @@ class VideoFile(Video):
     def _open(self) -> None:
         self.close()
         try:
-            self._container = av.open(self.path)
+            # Without the prefix FFmpeg takes what precedes a colon in a name for a protocol.
+            self._container = av.open(f"file:{self.path}")
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(self.path, f"not a readable video file ({_reason(error)})") from None
         if not self._container.streams.video:
