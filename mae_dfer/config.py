@@ -33,10 +33,12 @@ class PretrainConfig:
     weight_decay: float = option(0.05, "AdamW weight decay (never on biases, norms and tokens)")
     beta2: float = option(0.95, "AdamW's second beta")
     clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
-    mask: str = option(
-        "window", "which tokens are hidden", choices=("window", "tube", "random", "symmetric-global", "symmetric-local")
-    )
+    mask: str = option("region_window_tube", "which tokens are hidden; all but the first need a ViT",
+                       choices=("region_window_tube", "tube", "random"))
+    mask_symmetry: str = option("none", "hide one half of the face: drawn once a clip, or once a window",
+                                choices=("none", "global", "local"))
     mask_ratio: float = option(0.9, "share of the tokens that is hidden")
+    crop_scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side")
     appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
 
 
@@ -58,9 +60,9 @@ class FinetuneConfig:
     cutmix: float = option(1.0, "cutmix alpha (0: off)")
     label_smoothing: float = option(0.1, "label smoothing")
     rand_augment: str = option("rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)")
-    crop_scale: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
-    flip: float = option(0.5, "probability of a horizontal flip")
-    random_erasing: float = option(0.25, "probability of erasing one box of the clip")
+    crop_area: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
+    flip_prob: float = option(0.5, "probability of a horizontal flip")
+    erase_prob: float = option(0.25, "probability of erasing one box of the clip")
 
 
 @dataclass
@@ -191,6 +193,6 @@ def _tiny() -> TrainConfig:
         pretrain=PretrainConfig(epochs=30, batch_size=32, lr=4e-3, warmup_epochs=3, mask_ratio=0.8, clip_grad=1.0),
         finetune=FinetuneConfig(
             epochs=40, batch_size=32, lr=8e-3, warmup_epochs=3, layer_decay=0.85, drop_path=0.0, mixup=0.0, cutmix=0.0,
-            rand_augment="", crop_scale=(0.8, 1.0), random_erasing=0.0, clip_grad=1.0,
+            rand_augment="", crop_area=(0.8, 1.0), erase_prob=0.0, clip_grad=1.0,
         ),
     )

@@ -14,7 +14,10 @@ import torch
 from rich.table import Table
 
 from .cli import Parser, command
-from .data import VIDEO_SUFFIXES, list_images, open_video, test_transform, window_starts
+from .data import open_video
+from .data.sampling import window_indices, window_starts
+from .data.transforms import TestTransform, to_channels_first
+from .data.video import IMAGE_SUFFIXES
 from .errors import UserError
 from .files import write_atomically
 from .training.progress import console, stage_bar
@@ -24,6 +27,9 @@ DESCRIPTION = """\
 Class probabilities over time for videos of one face. The frames must already be cropped to the face, as in the
 data the model was trained on: this command does not find faces. A folder of videos means every video in it; a
 folder of images is one clip."""
+
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def find_clips(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if not path.is_dir() or list_images(path):
+        if not path.is_dir() or any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
             clips.append(path)
             continue
         videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
@@ -73,19 +79,16 @@ def predict_clip(path: Path, model: torch.nn.Module, stride: int, *, window_step
                  batch_size: int = 8) -> list[Window]:
     """Slides the model's window over one clip. The last frame is repeated where the clip is shorter."""
     sizes, device = model.config, next(model.parameters()).device
-    video = open_video(path)
-    span = sizes.num_frames * stride
-    starts = window_starts(video.num_frames, span, window_step or span // 2)
-    windows = []
-    for first in range(0, len(starts), batch_size):
-        part = starts[first : first + batch_size]
-        clips = []
-        for start in part:
-            indices = np.minimum(start + stride * np.arange(sizes.num_frames), video.num_frames - 1)
-            clips.append(test_transform(video.get(indices), sizes.img_size))
-        probabilities = model(torch.stack(clips).to(device)).float().softmax(-1).cpu().numpy()
-        windows += [Window(path, start, min(start + span, video.num_frames), video.fps, row)
-                    for start, row in zip(part, probabilities, strict=True)]
+    length, transform, windows = sizes.num_frames, TestTransform(sizes.img_size), []
+    with open_video(path) as video:
+        starts = window_starts(video.num_frames, length, stride, window_step or max(length * stride // 2, 1))
+        for first in range(0, len(starts), batch_size):
+            part = starts[first : first + batch_size]
+            frames = [video.get(window_indices(video.num_frames, start, length, stride)) for start in part]
+            batch = torch.stack([transform(to_channels_first(clip)) for clip in frames]).to(device)
+            probabilities = model(batch).float().softmax(-1).cpu().numpy()
+            windows += [Window(path, start, min(start + length * stride, video.num_frames), video.fps, row)
+                        for start, row in zip(part, probabilities, strict=True)]
     return windows
 
 

@@ -113,13 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     hardware = open_hardware(config)
     try:
+        backend = attention_backend(config, hardware)
         data = open_data(config, hardware)
         if resume is None:
             run = RunFolder.create(config, write=hardware.is_main)
         else:
             run = RunFolder(resume, write=hardware.is_main)
         try:
-            run_stages(config, data, run, hardware)
+            run_stages(config, data, run, hardware, backend)
         finally:
             run.close()
     finally:
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
+def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str) -> None:
     """The stages that ``config.stage`` asks for, each starting from the one before."""
     from .training.evaluate import evaluate
     from .training.finetune import FinetuneTask
@@ -138,7 +139,6 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
     from .training.weights import load_classifier, start_from
 
     started = time.monotonic()
-    backend = attention_backend(config, hardware)
     say = console.print if hardware.is_main else lambda *_: None
     say(f"run folder {run.path} · device {hardware.device} · attention: {backend}")
     results: dict[str, Any] = {"uar": None, "war": None, "attention_backend": backend, "data": config.data,
@@ -176,12 +176,21 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any) -> None:
 
 
 def attention_backend(config: TrainConfig, hardware: Any) -> str:
-    """The backend that the encoder's local attention runs on."""
-    if not config.fused_attn:
-        return "eager"
+    """The backend that the encoder's attention runs on. Raises where the model itself is impossible."""
     from mae_dfer_kernels import backends
 
-    return backends.preferred(hardware.device)
+    from . import create_model
+
+    with torch.device("meta"):  # sizes alone: the mistakes of a model should show before a data set is drawn
+        model = create_model(config.model, **config.model_overrides(pretraining=False)).config
+    if not config.fused_attn:
+        return "eager"
+    if model.is_vit:
+        return "sdpa"
+    tokens = model.num_tokens // model.num_regions + 1
+    dtype = hardware.amp_dtype or torch.float32
+    probe = torch.empty(1, tokens, 3 * model.embed_dim, device=hardware.device, dtype=dtype)
+    return backends.choose("auto", probe, model.num_heads)
 
 
 if __name__ == "__main__":

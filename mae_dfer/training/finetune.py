@@ -14,7 +14,7 @@ from .. import create_model
 from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
 from .hardware import Hardware
-from .inputs import clip_config, make_training_loader, steps_per_epoch
+from .inputs import TrainingClips, clip_config, steps_per_epoch
 
 
 class FinetuneTask:
@@ -31,14 +31,14 @@ class FinetuneTask:
         }
         samples = shuffled_labels(data.train, config.seed) if config.shuffle_labels else data.train
         self.dataset = ClipDataset(samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed)
+        self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)
         self._mixup = _make_mixup(config, len(data.classes))
 
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.dataset), self.settings.batch_size, "--finetune-batch-size")
 
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
-        return make_training_loader(self.dataset, self.config, self.settings.batch_size, epoch, start_step,
-                                    self.hardware)
+        return self._clips.epoch(epoch, start_step)
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``; and, without mixup, ``accuracy`` on the training clips."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, make_loader, open_dataset
-from ..data.demo import ensure_demo
 from ..errors import UserError
 from ..models import ModelConfig
 from .hardware import Hardware
@@ -18,6 +17,8 @@ def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
     """The folder of ``--data``; ``demo`` is generated first where it is missing (by the main process)."""
     if config.data != "demo":
         return open_dataset(config.data, root=config.data_root)
+    from ..data.demo import ensure_demo  # it draws with OpenCV, which runs on other data can do without
+
     if hardware.is_main:
         ensure_demo(progress=True)
     hardware.barrier()
@@ -27,18 +28,22 @@ def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
 def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
     """Frames, sizes, mask and augmentation of a run's clips."""
     finetune, pretrain = config.finetune, config.pretrain
+    # A ViT has no regions whose visible tokens must be equally many.
+    mask = "tube" if model.is_vit and pretrain.mask == "region_window_tube" else pretrain.mask
     return ClipConfig(
         num_frames=model.num_frames,
         stride=config.stride,
         img_size=model.img_size,
-        grid_size=model.grid_size,
-        mask=pretrain.mask,
+        grid=model.grid_size,
+        mask=mask,
         mask_ratio=pretrain.mask_ratio,
         mask_window=model.region_size[1:],
+        mask_symmetry=pretrain.mask_symmetry,
+        crop_scales=pretrain.crop_scales,
         rand_augment=finetune.rand_augment,
-        crop_scale=finetune.crop_scale,
-        flip=finetune.flip,
-        random_erasing=finetune.random_erasing,
+        crop_area=finetune.crop_area,
+        flip_prob=finetune.flip_prob,
+        erase_prob=finetune.erase_prob,
         num_segments=config.num_segments,
     )
 
@@ -54,13 +59,18 @@ def steps_per_epoch(clips: int, batch_size: int, flag: str) -> int:
     return clips // batch_size
 
 
-def make_training_loader(dataset: ClipDataset, config: TrainConfig, batch_size: int, epoch: int, start_step: int,
-                         hardware: Hardware) -> Iterable[dict[str, Any]]:
-    """Batches of this process for one epoch, from ``start_step`` on."""
-    if batch_size % hardware.world_size:
-        raise UserError(f"a batch of {batch_size} clips does not divide among {hardware.world_size} processes")
-    local = batch_size // hardware.world_size
-    sampler = EpochSampler(len(dataset), seed=config.seed, epoch=epoch, shuffle=True, rank=hardware.rank,
-                           world_size=hardware.world_size, start=start_step * local)
-    return make_loader(dataset, sampler, local, num_workers=num_workers(config), drop_last=True,
-                       pin_memory=hardware.device.type == "cuda")
+class TrainingClips:
+    """Batches of this process, epoch by epoch; the decoding processes live as long as this object."""
+
+    def __init__(self, dataset: ClipDataset, config: TrainConfig, batch_size: int, hardware: Hardware) -> None:
+        if batch_size % hardware.world_size:
+            raise UserError(f"a batch of {batch_size} clips does not divide among {hardware.world_size} processes")
+        self._local_batch = batch_size // hardware.world_size
+        self._sampler = EpochSampler(len(dataset), seed=config.seed, rank=hardware.rank, world_size=hardware.world_size)
+        self._loader = make_loader(dataset, self._sampler, self._local_batch, num_workers=num_workers(config),
+                                   drop_last=True, pin_memory=hardware.device.type == "cuda")
+
+    def epoch(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
+        """The batches of ``epoch`` from ``start_step`` on."""
+        self._sampler.set_epoch(epoch, start_step * self._local_batch)
+        return self._loader

@@ -77,9 +77,9 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
                 done = position.epoch * steps_per_epoch + position.step
                 set_learning_rate(optimizer, _scheduled(settings, done, total, steps_per_epoch))
                 _seed_step(config.seed, task.name, position)
-                if len(batch["clip"]):
+                if batch["size"]:
                     meter.add(_step(task, model, optimizer, scaler, batch, settings.clip_grad, hardware),
-                              len(batch["clip"]) * hardware.world_size)
+                              batch["size"] * hardware.world_size)
                 position.step += 1
                 if position.step % SYNC_EVERY == 0 or position.step == steps_per_epoch:
                     record = meter.read()

@@ -12,7 +12,7 @@ from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
 from ..losses import reconstruct_frames, reconstruction_loss, reconstruction_targets
 from .hardware import Hardware
-from .inputs import clip_config, make_training_loader, steps_per_epoch
+from .inputs import TrainingClips, clip_config, steps_per_epoch
 from .pictures import draw_reconstruction
 from .run import RunFolder
 
@@ -29,13 +29,13 @@ class PretrainTask:
         self.metadata: dict[str, Any] = {"data": config.data}
         self._clip_config = clip_config(config, self.model.config)
         self.dataset = ClipDataset(data.pretrain, self._clip_config, mode="pretrain", seed=config.seed)
+        self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)
 
     def steps_per_epoch(self) -> int:
         return steps_per_epoch(len(self.dataset), self.settings.batch_size, "--pretrain-batch-size")
 
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
-        return make_training_loader(self.dataset, self.config, self.settings.batch_size, epoch, start_step,
-                                    self.hardware)
+        return self._clips.epoch(epoch, start_step)
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``, and ``zero``: the loss of predicting zero everywhere, the mean of the normalised targets."""

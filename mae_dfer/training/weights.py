@@ -21,7 +21,7 @@ def start_from(model: torch.nn.Module, path: Path | str, run: RunFolder) -> None
 
     A pre-trained model hands its encoder to a classifier; anything else must match name for name.
     """
-    pretraining = _is_mae(model.config.name)
+    pretraining = model.config.is_mae
     weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
     report = _load(model, weights_path, pretraining)
     run.log("init_from", path=str(weights_path), taken_over=report.loaded, dropped=report.dropped, fresh=report.fresh)

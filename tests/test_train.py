@@ -1,0 +1,220 @@
+"""The whole command line on a toy set: squares that move left or right, told apart by motion alone."""
+
+import csv
+import json
+import os
+import re
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from mae_dfer.checkpoint import load_weights
+from mae_dfer.predict import main as predict
+from mae_dfer.train import main as train
+from mae_dfer.training.loop import Position
+from mae_dfer.training.metrics import classification_report
+from mae_dfer.training.optim import learning_rate, parameter_groups
+from mae_dfer.training.run import RunFolder
+
+SMALL = ["--img-size", "32", "--patch-size", "8", "--num-frames", "4", "--stride", "1", "--region-size", "1,2,4",
+         "--embed-dim", "32", "--depth", "2", "--num-heads", "2", "--decoder-embed-dim", "16", "--decoder-depth", "1",
+         "--decoder-num-heads", "1", "--pretrain-mask-ratio", "0.5", "--batch-size", "4", "--workers", "0",
+         "--device", "cpu", "--finetune-warmup-epochs", "0", "--pretrain-warmup-epochs", "0"]
+
+
+def write_video(path, frames):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def moving_square(rng, direction, length=6):
+    frames = np.full((length, 32, 32, 3), 60, np.uint8)
+    top, start = rng.integers(2, 18), 2 if direction > 0 else 18
+    for time in range(length):
+        left = start + direction * 3 * time
+        frames[time, top : top + 12, left : left + 12] = rng.integers(150, 250, 3, dtype=np.uint8)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("squares set")  # a path with a space
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 6)):
+        lines = []
+        for index in range(count):
+            name = f"{split} {index}.mp4"
+            write_video(root / name, moving_square(rng, 1 if index % 2 else -1))
+            lines.append(f"{name} {index % 2}\n")
+        (root / f"{split}.txt").write_text("".join(lines))
+    (root / "classes.txt").write_text("left\nright\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(["--data", str(folder), "--output-dir", str(path), "--epochs", "2", *SMALL]) == 0
+    return path
+
+
+def test_a_run_leaves_what_the_readme_says(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 <= metrics["uar"] <= 1 and 0 <= metrics["war"] <= 1
+    assert np.array(metrics["confusion_matrix"]).sum() == 6
+    assert set(metrics["per_class_recall"]) == {"left", "right"}
+    assert metrics["attention_backend"] and metrics["finetune_clips_per_second"] > 0
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(float(row["left"]) + float(row["right"]) == pytest.approx(1, abs=1e-5) for row in rows)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert {"pretrain-epoch-0002.safetensors", "finetune-epoch-0002.safetensors", "finetune-epoch-0002.state.pt"} <= names
+    assert not [name for name in names if "tmp" in name]
+    for picture in ("reconstruction.png", "confusion_matrix.png"):
+        assert (run / picture).read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").iterdir())
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    taken = next(event for event in events if event["event"] == "init_from")["taken_over"]
+    assert "encoder.blocks.0.local_attn.qkv.weight" in taken and not any("head" in name for name in taken)
+
+
+def test_the_same_seed_gives_the_same_weights_with_other_workers(run, folder, tmp_path):
+    again = tmp_path / "again"
+    arguments = ["--data", str(folder), "--output-dir", str(again), "--epochs", "2", *SMALL]
+    arguments[arguments.index("--workers") + 1] = "2"
+    assert train(arguments) == 0
+    assert_same_weights(run, again)
+
+
+def test_a_killed_run_resumes_exactly(run, folder, tmp_path, monkeypatch):
+    """Killed in the middle of an epoch of each stage, it ends with the weights of the run that was not."""
+    path, save = tmp_path / "killed", RunFolder.save
+
+    def kill_after_saving(self, stage, epoch, step, *rest):
+        save(self, stage, epoch, step, *rest)
+        if step == 1 and epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "save", kill_after_saving)
+    arguments = ["--data", str(folder), "--output-dir", str(path), "--epochs", "2", "--save-every", "0", *SMALL]
+    assert train(arguments) == 130
+    assert train(["--resume", str(path)]) == 130  # pre-training ends; fine-tuning is killed in turn
+    monkeypatch.undo()
+    assert train(["--resume", str(path)]) == 0
+    assert_same_weights(run, path)
+
+
+def assert_same_weights(first, second):
+    for stage in ("pretrain", "finetune"):
+        ours, theirs = (load_weights(path / "checkpoints" / f"{stage}-epoch-0002.safetensors")[0]
+                        for path in (first, second))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, folder, tmp_path, capsys):
+    path = tmp_path / "damaged"
+    assert train(["--data", str(folder), "--output-dir", str(path), "--epochs", "2", "--stage", "pretrain", *SMALL]) == 0
+    newest = path / "checkpoints" / "pretrain-epoch-0002.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert train(["--resume", str(path)]) == 0
+    assert "pretrain-epoch-0002.safetensors cannot be resumed" in " ".join(capsys.readouterr().out.split())
+    assert_same = [load_weights(p / "checkpoints" / newest.name)[0] for p in (run, path)]
+    assert all(torch.equal(assert_same[0][name], assert_same[1][name]) for name in assert_same[0])
+
+
+def test_a_trained_run_is_evaluated_to_the_same_score(run, folder, tmp_path):
+    path = tmp_path / "score"
+    assert train(["--data", str(folder), "--stage", "evaluate", "--init-from", str(run), "--output-dir", str(path),
+                  "--workers", "0", "--stride", "1", "--device", "cpu"]) == 0
+    first, second = (json.loads((p / "metrics.json").read_text()) for p in (run, path))
+    assert first["uar"] == second["uar"] and first["confusion_matrix"] == second["confusion_matrix"]
+
+
+def test_predict_writes_probabilities_over_time(run, folder, tmp_path, capsys):
+    output = tmp_path / "out.csv"
+    assert predict([str(folder), "--checkpoint", str(run), "--output", str(output), "--window-step", "1",
+                    "--device", "cpu"]) == 0
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["path"] for row in rows}) == 18 and len(rows) == 18 * 3  # windows of 4 in 6 frames
+    assert all(float(row["left"]) + float(row["right"]) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert [row["start_frame"] for row in rows[:3]] == ["0", "1", "2"]
+
+
+def test_mistakes_are_named(run, folder, tmp_path, capsys):
+    output = ["--output-dir", str(tmp_path / "x")]
+    cases = [
+        (["--data", str(folder), *output, *SMALL, "--region-size", "1,3,4"], "does not divide"),
+        (["--data", str(folder), "--output-dir", str(run), *SMALL], "already holds a run"),
+        (["--data", str(folder), *output, *SMALL, "--batch-size", "64"], "do not fill one batch"),
+        (["--data", str(folder), *output, *SMALL, "--embed-dim", "64", "--stage", "finetune", "--init-from", str(run)],
+         "shape"),
+        (["--data", str(folder), *output, *SMALL, "--model", "lgi_former_tini"], "did you mean"),
+    ]
+    for arguments, expected in cases:
+        assert train(arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"error: .+\n", error) and expected in error, error
+        for path in sorted((tmp_path / "x").rglob("*"), reverse=True) if (tmp_path / "x").exists() else ():
+            path.rmdir() if path.is_dir() else os.unlink(path)
+
+
+def test_unreadable_videos_are_skipped_in_training_and_refused_in_evaluation(folder, tmp_path, capsys):
+    broken = tmp_path / "set"
+    broken.mkdir()
+    for name in ("classes.txt", "train.txt", "test.txt"):
+        (broken / name).write_text((folder / name).read_text())
+    (broken / "train.txt").write_text((folder / "train.txt").read_text() + "cut.mp4 0\n")
+    whole = (folder / "train 0.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    arguments = ["--data", str(broken), "--data-root", str(folder), "--stage", "finetune", "--epochs", "3", *SMALL]
+    try:
+        assert train([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
+        assert "cut.mp4" in (tmp_path / "run" / "bad_files.txt").read_text()
+        assert train([*arguments, "--output-dir", str(tmp_path / "strict"), "--max-bad-files", "0"]) == 2
+        assert "bad_files.txt" in capsys.readouterr().err
+        (broken / "test.txt").write_text("cut.mp4 0\n")
+        assert train([*arguments, "--output-dir", str(tmp_path / "test")]) == 2
+        assert "every test clip must be readable" in capsys.readouterr().err
+    finally:
+        (folder / "cut.mp4").unlink()
+
+
+def test_schedule_is_the_published_one():
+    values = [learning_rate(step, 10, 4, 1.0, 0.1) for step in range(10)]
+    assert values[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert values[4:] == pytest.approx([0.1 + 0.45 * (1 + np.cos(np.pi * i / 6)) for i in range(6)])
+
+
+def test_parameter_groups_decay_layers_and_spare_tokens():
+    from mae_dfer import create_model
+
+    model = create_model("lgi_former_tiny_patch16_160", depth=2)
+    groups = {id(p): group for group in parameter_groups(model, 0.05, 0.5) for p in group["params"]}
+    assert len(groups) == len(list(model.parameters()))
+    expected = {"encoder.patch_embed.proj.weight": (0.05, 0.125), "encoder.blocks.0.mlp.fc1.weight": (0.05, 0.25),
+                "encoder.blocks.1.mlp.fc1.bias": (0.0, 0.5), "encoder.representative_tokens": (0.0, 1.0),
+                "head.weight": (0.05, 1.0)}
+    parameters = dict(model.named_parameters())
+    for name, (decay, scale) in expected.items():
+        group = groups[id(parameters[name])]
+        assert (group["weight_decay"], group["lr_scale"]) == (decay, scale), name
+
+
+def test_uar_is_the_mean_recall():
+    report = classification_report(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), ["a", "b", "unseen"])
+    assert report["uar"] == pytest.approx((2 / 3 + 1) / 2) and report["war"] == 0.75
+    assert report["per_class_recall"]["unseen"] is None
+    assert report["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_a_position_is_made_of_what_a_safe_load_allows():
+    assert all(isinstance(value, (int, float, dict)) for value in vars(Position()).values())
