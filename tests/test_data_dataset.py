@@ -18,9 +18,9 @@ from mae_dfer.data import (
     check_files,
     collate,
     make_loader,
+    probe,
 )
 from mae_dfer.data import check as check_module
-from mae_dfer.data import probe
 from mae_dfer.errors import UserError
 
 CONFIG = ClipConfig(num_frames=4, stride=2, img_size=32, grid=(2, 2, 2), mask_window=(1, 2), mask_ratio=0.5)
