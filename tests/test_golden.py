@@ -69,7 +69,7 @@ def build(config, **overrides):
     return create_model(name, **options)
 
 
-# Of module scope: pytest then runs all tests of a file before it loads the next. The paper's models are large.
+# Of module scope: pytest then runs all tests of a file before it loads the next; the paper's models are large
 @pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
 def golden(request):
     """One file: what it holds, and our eager float64 model with its weights and clip."""
