@@ -30,6 +30,7 @@ from mae_dfer.data import ClipDataset, DatasetFolder, Sample
 from mae_dfer.data.demo import MOTION_DEFINED
 from mae_dfer.errors import UserError
 from mae_dfer.files import write_atomically
+from mae_dfer.models import VideoModel
 from mae_dfer.training.hardware import open_hardware
 from mae_dfer.training.inputs import clip_config, open_data
 from mae_dfer.training.metrics import classification_report
@@ -38,7 +39,7 @@ from mae_dfer.training.weights import load_classifier
 STILL_LOSS, ORDER_LOSS, COLOUR_BOUND = 0.10, 0.15, 0.30
 
 
-def load_clips(samples: list[Sample], config: TrainConfig, model: torch.nn.Module) -> torch.Tensor:
+def load_clips(samples: list[Sample], config: TrainConfig, model: VideoModel) -> torch.Tensor:
     """(clips, 3, T, H, W), the first view of each test clip as the model sees it."""
     dataset = ClipDataset(samples, clip_config(config, model.config), mode="test", seed=config.seed)
     clips: dict[int, torch.Tensor] = {}
@@ -49,8 +50,13 @@ def load_clips(samples: list[Sample], config: TrainConfig, model: torch.nn.Modul
 
 
 @torch.no_grad()
-def recalls(model: torch.nn.Module, clips: torch.Tensor, labels: np.ndarray, classes: list[str],
-            change: Callable[[torch.Tensor], torch.Tensor] = lambda clip: clip) -> dict[str, float]:
+def recalls(
+    model: VideoModel,
+    clips: torch.Tensor,
+    labels: np.ndarray,
+    classes: list[str],
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda clip: clip,
+) -> dict[str, float]:
     """Recall of each class when every batch of clips goes through ``change`` first."""
     predictions = np.concatenate([model(change(part)).argmax(1).numpy() for part in clips.split(16)])
     return classification_report(labels, predictions, classes)["per_class_recall"]
@@ -65,7 +71,7 @@ def shuffle(clips: torch.Tensor) -> torch.Tensor:
     return clips[:, :, order]
 
 
-def colour_probe(config: TrainConfig, model: torch.nn.Module, data: DatasetFolder) -> float:
+def colour_probe(config: TrainConfig, model: VideoModel, data: DatasetFolder) -> float:
     """Test UAR of logistic regression on the mean colour of a clip."""
     features, labels = [], []
     for samples in (data.train, data.test):
@@ -88,9 +94,18 @@ def check(run: Path) -> dict[str, object]:
 
     whole = recalls(model, clips, labels, data.classes)
     length = clips.shape[2]
-    stills = {frame: uar(recalls(model, clips, labels, data.classes,
-                                 lambda c, f=frame: c[:, :, f : f + 1].expand(-1, -1, length, -1, -1)))
-              for frame in range(0, length, 3)}
+    stills = {
+        frame: uar(
+            recalls(
+                model,
+                clips,
+                labels,
+                data.classes,
+                lambda c, f=frame: c[:, :, f : f + 1].expand(-1, -1, length, -1, -1),
+            )
+        )
+        for frame in range(0, length, 3)
+    }
     backwards = recalls(model, clips, labels, data.classes, lambda clip: clip.flip(2))
     shuffled = recalls(model, clips, labels, data.classes, shuffle)
     motion = uar(whole, MOTION_DEFINED)
@@ -107,10 +122,10 @@ def check(run: Path) -> dict[str, object]:
     }
     holds = {
         "one frame repeated loses at least 10 points": figures["uar"] - max(stills.values()) >= STILL_LOSS,
-        "reversed loses at least 15 points on motion classes":
-            motion - figures["motion_uar_reversed"] >= ORDER_LOSS,
-        "shuffled loses at least 15 points on motion classes":
-            motion - figures["motion_uar_shuffled"] >= ORDER_LOSS,
+        "reversed loses at least 15 points on motion classes": motion - figures["motion_uar_reversed"]
+        >= ORDER_LOSS,
+        "shuffled loses at least 15 points on motion classes": motion - figures["motion_uar_shuffled"]
+        >= ORDER_LOSS,
         "mean colour stays at or below 0.30": figures["uar_mean_colour_probe"] <= COLOUR_BOUND,
     }
     return figures | {"holds": holds}
@@ -118,7 +133,9 @@ def check(run: Path) -> dict[str, object]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python benchmarks/demo_check.py", description="Checks the demo set against shortcuts.")
+    parser = Parser(
+        prog="python benchmarks/demo_check.py", description="Checks the demo set against shortcuts."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder trained on the demo set")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the figures as JSON")
     options = parser.parse_args(argv)

@@ -20,7 +20,9 @@ from typing import Any, NoReturn
 from .errors import UserError
 
 
-def option(default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
+def option(
+    default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None
+) -> Any:
     """A dataclass field that is also a command-line option."""
     metadata = {"help": help, "choices": choices, "metavar": metavar}
     return dataclasses.field(default=default, metadata=metadata)
@@ -36,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every option)")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         values, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(self._describe_unknown(unknown[0]))
@@ -57,7 +59,9 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=110)
 
 
-def add_options(parser: argparse._ActionsContainer, config: Any, prefix: str = "", skip: Sequence[str] = ()) -> None:
+def add_options(
+    parser: argparse._ActionsContainer, config: Any, prefix: str = "", skip: Sequence[str] = ()
+) -> None:
     """Adds an option for each :func:`option` field of the dataclass instance (or type) ``config``."""
     hints = typing.get_type_hints(config if isinstance(config, type) else type(config))
     for field in dataclasses.fields(config):
@@ -66,13 +70,18 @@ def add_options(parser: argparse._ActionsContainer, config: Any, prefix: str = "
         flag = f"--{prefix}{field.name}".replace("_", "-")
         kind, text = _scalar_type(hints[field.name]), field.metadata["help"]
         # SUPPRESS: an option that was not given leaves no trace, so presets and given options can be told apart.
-        common: dict[str, Any] = {"dest": f"{prefix}{field.name}".replace("-", "_"), "default": argparse.SUPPRESS}
+        common: dict[str, Any] = {
+            "dest": f"{prefix}{field.name}".replace("-", "_"),
+            "default": argparse.SUPPRESS,
+        }
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text, **common)
         else:
             choices = field.metadata["choices"]
             metavar = None if choices else (field.metadata["metavar"] or _metavar(kind))
-            parser.add_argument(flag, type=_converter(kind), choices=choices, metavar=metavar, help=text, **common)
+            parser.add_argument(
+                flag, type=_converter(kind), choices=choices, metavar=metavar, help=text, **common
+            )
 
 
 def _scalar_type(hint: Any) -> Any:

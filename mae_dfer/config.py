@@ -33,12 +33,20 @@ class PretrainConfig:
     weight_decay: float = option(0.05, "AdamW weight decay (never on biases, norms and tokens)")
     beta2: float = option(0.95, "AdamW's second beta")
     clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
-    mask: str = option("region_window_tube", "which tokens are hidden; all but the first need a ViT",
-                       choices=("region_window_tube", "tube", "random"))
-    mask_symmetry: str = option("none", "hide one half of the face: drawn once a clip, or once a window",
-                                choices=("none", "global", "local"))
+    mask: str = option(
+        "region_window_tube",
+        "which tokens are hidden; all but the first need a ViT",
+        choices=("region_window_tube", "tube", "random"),
+    )
+    mask_symmetry: str = option(
+        "none",
+        "hide one half of the face: drawn once a clip, or once a window",
+        choices=("none", "global", "local"),
+    )
     mask_ratio: float = option(0.9, "share of the tokens that is hidden")
-    crop_scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side")
+    crop_scales: tuple[float, ...] = option(
+        (1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side"
+    )
     appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
 
 
@@ -59,8 +67,12 @@ class FinetuneConfig:
     mixup: float = option(0.8, "mixup alpha (0: off)")
     cutmix: float = option(1.0, "cutmix alpha (0: off)")
     label_smoothing: float = option(0.1, "label smoothing")
-    rand_augment: str = option("rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)")
-    crop_area: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
+    rand_augment: str = option(
+        "rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)"
+    )
+    crop_area: tuple[float, float] = option(
+        (0.08, 1.0), "smallest and largest share of the frame a crop keeps"
+    )
     flip_prob: float = option(0.5, "probability of a horizontal flip")
     erase_prob: float = option(0.25, "probability of erasing one box of the clip")
 
@@ -70,26 +82,45 @@ class TrainConfig:
     """One run of ``python -m mae_dfer.train``."""
 
     stage: str = option("all", "what to run: pre-train, fine-tune, evaluate, or all three", choices=STAGES)
-    preset: str = option("tiny", "sizes and recipe: tiny (2 CPU cores), small (one GPU-hour), base (the paper's)",
-                         choices=PRESETS)
-    data: str = option("demo", "folder with classes.txt, train.txt, test.txt; 'demo' draws a set of faces, once",
-                       metavar="FOLDER")
-    data_root: str | None = option(None, "folder that relative paths in the lists start from (default: --data)",
-                                   metavar="FOLDER")
-    output_dir: str | None = option(None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER")
-    init_from: str | None = option(None, "weights to start from: a run folder, its .safetensors, or a published .pth",
-                                   metavar="PATH")
-    fused_attn: bool = option(True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)")
+    preset: str = option(
+        "tiny",
+        "sizes and recipe: tiny (2 CPU cores), small (one GPU-hour), base (the paper's)",
+        choices=PRESETS,
+    )
+    data: str = option(
+        "demo",
+        "folder with classes.txt, train.txt, test.txt; 'demo' draws a set of faces, once",
+        metavar="FOLDER",
+    )
+    data_root: str | None = option(
+        None, "folder that relative paths in the lists start from (default: --data)", metavar="FOLDER"
+    )
+    output_dir: str | None = option(
+        None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER"
+    )
+    init_from: str | None = option(
+        None, "weights to start from: a run folder, its .safetensors, or a published .pth", metavar="PATH"
+    )
+    fused_attn: bool = option(
+        True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)"
+    )
     device: str = option("auto", "cpu, cuda, cuda:1 … (auto: a GPU where there is one)", metavar="NAME")
-    amp: str = option("auto", "mixed precision (auto: bf16 on a GPU, off on a CPU)",
-                      choices=("auto", "off", "bf16", "fp16"))
+    amp: str = option(
+        "auto", "mixed precision (auto: bf16 on a GPU, off on a CPU)", choices=("auto", "off", "bf16", "fp16")
+    )
     seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
     workers: int | None = option(None, "processes that decode video (default: the CPU cores, at most 8)")
-    save_every: float = option(5.0, "also save when this many minutes have passed since the last checkpoint "
-                                    "(the end of an epoch always saves)", metavar="MINUTES")
+    save_every: float = option(
+        5.0,
+        "also save when this many minutes have passed since the last checkpoint "
+        "(the end of an epoch always saves)",
+        metavar="MINUTES",
+    )
     keep_checkpoints: int = option(2, "how many checkpoints of a stage to keep")
     max_bad_files: int = option(20, "stop training when more unreadable videos than this were met")
-    shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
+    shuffle_labels: bool = option(
+        False, "control: permute the training labels; the score must fall to chance"
+    )
 
     model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")
     img_size: tuple[int, int] | None = option(None, "frame size in pixels: side, or height,width")
@@ -103,9 +134,12 @@ class TrainConfig:
     local_attention: str | None = option(None, "step 1 of the block", choices=("self", "representative"))
     global_attention: bool | None = option(None, "step 2 of the block: attention among representative tokens")
     exchange: str | None = option(None, "step 3 of the block", choices=("cross", "self", "none"))
-    share_attention: str | None = option(None, "which attentions of a block share weights",
-                                         choices=("none", "local_exchange", "all"))
-    pool: str | None = option(None, "tokens that the classifier averages", choices=("representative", "local", "all"))
+    share_attention: str | None = option(
+        None, "which attentions of a block share weights", choices=("none", "local_exchange", "all")
+    )
+    pool: str | None = option(
+        None, "tokens that the classifier averages", choices=("representative", "local", "all")
+    )
     decoder_depth: int | None = option(None, "decoder blocks (pre-training)")
     decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)")
     decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)")
@@ -116,8 +150,19 @@ class TrainConfig:
 
     def model_overrides(self, *, pretraining: bool) -> dict[str, Any]:
         """What to hand ``create_model`` besides the name: only what was set."""
-        names = ["img_size", "num_frames", "patch_size", "region_size", "embed_dim", "depth", "num_heads",
-                 "local_attention", "global_attention", "exchange", "share_attention"]
+        names = [
+            "img_size",
+            "num_frames",
+            "patch_size",
+            "region_size",
+            "embed_dim",
+            "depth",
+            "num_heads",
+            "local_attention",
+            "global_attention",
+            "exchange",
+            "share_attention",
+        ]
         names += ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"] if pretraining else ["pool"]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return chosen | {"fused_attn": self.fused_attn}
@@ -135,7 +180,9 @@ class TrainConfig:
         return _build(TrainConfig, values)
 
     def save(self, path: Path) -> None:
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n"))
+        write_atomically(
+            path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        )
 
     @staticmethod
     def load(path: Path) -> TrainConfig:
@@ -154,7 +201,9 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     # JSON has no tuples.
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
 
 
 def preset(name: str) -> TrainConfig:
@@ -190,9 +239,21 @@ def _tiny() -> TrainConfig:
         region_size=(2, 5, 5),
         stride=2,
         num_segments=1,
-        pretrain=PretrainConfig(epochs=30, batch_size=32, lr=4e-3, warmup_epochs=3, mask_ratio=0.8, clip_grad=1.0),
+        pretrain=PretrainConfig(
+            epochs=30, batch_size=32, lr=4e-3, warmup_epochs=3, mask_ratio=0.8, clip_grad=1.0
+        ),
         finetune=FinetuneConfig(
-            epochs=40, batch_size=32, lr=8e-3, warmup_epochs=3, layer_decay=0.85, drop_path=0.0, mixup=0.0, cutmix=0.0,
-            rand_augment="", crop_area=(0.8, 1.0), erase_prob=0.0, clip_grad=1.0,
+            epochs=40,
+            batch_size=32,
+            lr=8e-3,
+            warmup_epochs=3,
+            layer_decay=0.85,
+            drop_path=0.0,
+            mixup=0.0,
+            cutmix=0.0,
+            rand_augment="",
+            crop_area=(0.8, 1.0),
+            erase_prob=0.0,
+            clip_grad=1.0,
         ),
     )

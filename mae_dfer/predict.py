@@ -20,6 +20,7 @@ from .data.transforms import TestTransform, to_channels_first
 from .data.video import IMAGE_SUFFIXES
 from .errors import UserError
 from .files import write_atomically
+from .models import VideoModel
 from .training.progress import console, stage_bar
 from .training.weights import load_classifier
 
@@ -45,16 +46,37 @@ class Window:
 
 def build_parser() -> Parser:
     parser = Parser(prog="python -m mae_dfer.predict", description=DESCRIPTION)
-    parser.add_argument("clips", nargs="+", type=Path, metavar="CLIP_OR_FOLDER",
-                        help="video files, folders of videos, folders of frames, or images")
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="RUN",
-                        help="run folder of mae_dfer.train, or one of its finetune .safetensors")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), metavar="FILE",
-                        help="CSV to write (default: predictions.csv)")
-    parser.add_argument("--window-step", type=int, metavar="FRAMES",
-                        help="video frames from one prediction to the next (default: half a window)")
+    parser.add_argument(
+        "clips",
+        nargs="+",
+        type=Path,
+        metavar="CLIP_OR_FOLDER",
+        help="video files, folders of videos, folders of frames, or images",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="RUN",
+        help="run folder of mae_dfer.train, or one of its finetune .safetensors",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions.csv"),
+        metavar="FILE",
+        help="CSV to write (default: predictions.csv)",
+    )
+    parser.add_argument(
+        "--window-step",
+        type=int,
+        metavar="FRAMES",
+        help="video frames from one prediction to the next (default: half a window)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows computed at a time")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda … (auto: a GPU where there is one)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda … (auto: a GPU where there is one)"
+    )
     return parser
 
 
@@ -75,8 +97,9 @@ def find_clips(inputs: Sequence[Path]) -> list[Path]:
 
 
 @torch.no_grad()
-def predict_clip(path: Path, model: torch.nn.Module, stride: int, *, window_step: int | None = None,
-                 batch_size: int = 8) -> list[Window]:
+def predict_clip(
+    path: Path, model: VideoModel, stride: int, *, window_step: int | None = None, batch_size: int = 8
+) -> list[Window]:
     """Slides the model's window over one clip. The last frame is repeated where the clip is shorter."""
     sizes, device = model.config, next(model.parameters()).device
     length, transform, windows = sizes.num_frames, TestTransform(sizes.img_size), []
@@ -87,19 +110,31 @@ def predict_clip(path: Path, model: torch.nn.Module, stride: int, *, window_step
             frames = [video.get(window_indices(video.num_frames, start, length, stride)) for start in part]
             batch = torch.stack([transform(to_channels_first(clip)) for clip in frames]).to(device)
             probabilities = model(batch).float().softmax(-1).cpu().numpy()
-            windows += [Window(path, start, min(start + length * stride, video.num_frames), video.fps, row)
-                        for start, row in zip(part, probabilities, strict=True)]
+            windows += [
+                Window(path, start, min(start + length * stride, video.num_frames), video.fps, row)
+                for start, row in zip(part, probabilities, strict=True)
+            ]
     return windows
 
 
 def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction", *classes])
+    writer.writerow(
+        ["path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction", *classes]
+    )
     for window in windows:
         seconds = [f"{frame / window.fps:.3f}" if window.fps else "" for frame in (window.start, window.end)]
-        writer.writerow([window.path, window.start, window.end, *seconds, classes[int(window.probabilities.argmax())],
-                         *(f"{p:.6f}" for p in window.probabilities)])
+        writer.writerow(
+            [
+                window.path,
+                window.start,
+                window.end,
+                *seconds,
+                classes[int(window.probabilities.argmax())],
+                *(f"{p:.6f}" for p in window.probabilities),
+            ]
+        )
     content = text.getvalue().encode()
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
@@ -130,13 +165,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, metadata = load_classifier(options.checkpoint)
     model = model.to(device)
     if metadata.get("data") == "demo":
-        console.print("[yellow]warning: this model learnt drawn faces (the demo set); "
-                      "what it says of real people means nothing[/]")
+        console.print(
+            "[yellow]warning: this model learnt drawn faces (the demo set); "
+            "what it says of real people means nothing[/]"
+        )
     windows: list[Window] = []
     with stage_bar("predict", len(clips)) as bar:
         for done, path in enumerate(clips, start=1):
-            windows += predict_clip(path, model, metadata["stride"], window_step=options.window_step,
-                                    batch_size=options.batch_size)
+            windows += predict_clip(
+                path,
+                model,
+                metadata["stride"],
+                window_step=options.window_step,
+                batch_size=options.batch_size,
+            )
             bar.update(done, path.name)
     print_table(windows, metadata["classes"])
     write_csv(windows, metadata["classes"], options.output)

@@ -31,23 +31,50 @@ examples:
   torchrun --nproc-per-node 8 -m mae_dfer.train --data my_clips --preset base
 """
 
-RUN_OPTIONS = ("stage", "preset", "data", "data_root", "output_dir", "init_from", "fused_attn", "device", "amp", "seed",
-               "workers", "save_every", "keep_checkpoints", "max_bad_files", "shuffle_labels")
+RUN_OPTIONS = (
+    "stage",
+    "preset",
+    "data",
+    "data_root",
+    "output_dir",
+    "init_from",
+    "fused_attn",
+    "device",
+    "amp",
+    "seed",
+    "workers",
+    "save_every",
+    "keep_checkpoints",
+    "max_bad_files",
+    "shuffle_labels",
+)
 BOTH_STAGES = ("epochs", "batch_size", "lr")
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m mae_dfer.train", usage="%(prog)s [options]", description=DESCRIPTION, epilog=EXAMPLES,
-                    formatter_class=_RawHelp)
+    parser = Parser(
+        prog="python -m mae_dfer.train",
+        usage="%(prog)s [options]",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=_RawHelp,
+    )
     model_options = [name for name in TrainConfig.__dataclass_fields__ if name not in RUN_OPTIONS]
     run = parser.add_argument_group("run")
     add_options(run, TrainConfig, skip=model_options)
-    run.add_argument("--resume", metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint")
+    run.add_argument(
+        "--resume", metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
+    )
     run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
     run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
-    run.add_argument("--lr", type=float, metavar="X", help="learning rate per 256 clips of both training stages")
-    add_options(parser.add_argument_group("clips and model (default: what the preset says)"), TrainConfig,
-                skip=RUN_OPTIONS)
+    run.add_argument(
+        "--lr", type=float, metavar="X", help="learning rate per 256 clips of both training stages"
+    )
+    add_options(
+        parser.add_argument_group("clips and model (default: what the preset says)"),
+        TrainConfig,
+        skip=RUN_OPTIONS,
+    )
     add_options(parser.add_argument_group("pre-training"), PretrainConfig, prefix="pretrain-")
     add_options(parser.add_argument_group("fine-tuning"), FinetuneConfig, prefix="finetune-")
     return parser
@@ -65,7 +92,9 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
     if resume is not None:
         for name in ("output_dir", "preset"):
             if name in given:
-                raise UserError(f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder")
+                raise UserError(
+                    f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder"
+                )
         config = TrainConfig.load(Path(resume) / "config.json")
     else:
         config = preset(given.get("preset", "tiny"))
@@ -141,16 +170,26 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend:
     started = time.monotonic()
     say = console.print if hardware.is_main else lambda *_: None
     say(f"run folder {run.path} · device {hardware.device} · attention: {backend}")
-    results: dict[str, Any] = {"uar": None, "war": None, "attention_backend": backend, "data": config.data,
-                               "preset": config.preset, "seed": config.seed, "shuffle_labels": config.shuffle_labels}
+    results: dict[str, Any] = {
+        "uar": None,
+        "war": None,
+        "attention_backend": backend,
+        "data": config.data,
+        "preset": config.preset,
+        "seed": config.seed,
+        "shuffle_labels": config.shuffle_labels,
+    }
     if config.stage in ("pretrain", "all"):
         task = PretrainTask(config, data, hardware)
         if config.init_from is not None and not run.list_checkpoints("pretrain"):
             start_from(task.model, config.init_from, run)
         last = fit(task, config, run, hardware).last_record
-        results |= {"pretrain_loss": last["loss"], "pretrain_loss_predicting_zero": last["zero"],
-                    "pretrain_loss_ratio": last["loss"] / last["zero"],
-                    "pretrain_clips_per_second": last["clips_per_second"]}
+        results |= {
+            "pretrain_loss": last["loss"],
+            "pretrain_loss_predicting_zero": last["zero"],
+            "pretrain_loss_ratio": last["loss"] / last["zero"],
+            "pretrain_clips_per_second": last["clips_per_second"],
+        }
         say(f"pre-training loss {last['loss']:.3f}: {last['loss'] / last['zero']:.2f} of predicting zero")
         if hardware.is_main:
             task.draw(data.test, run)
@@ -162,10 +201,11 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend:
             start_from(tuning.model, source, run)
         last = fit(tuning, config, run, hardware).last_record
         results |= {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
-        model: torch.nn.Module = tuning.model
+        model = tuning.model
     elif config.stage == "evaluate":
-        model, _ = load_classifier(config.init_from or run.path, fused_attn=config.fused_attn, config=config,
-                                   classes=data.classes)
+        model, _ = load_classifier(
+            config.init_from or run.path, fused_attn=config.fused_attn, config=config, classes=data.classes
+        )
     if config.stage != "pretrain":
         results |= evaluate(model, data.test, data.classes, config, run, hardware)
         say(f"[bold]test UAR {results['uar']:.4f} · WAR {results['war']:.4f}[/] on {results['clips']} clips")

@@ -18,10 +18,42 @@ from mae_dfer.training.metrics import classification_report
 from mae_dfer.training.optim import learning_rate, parameter_groups
 from mae_dfer.training.run import RunFolder
 
-SMALL = ["--img-size", "32", "--patch-size", "8", "--num-frames", "4", "--stride", "1", "--region-size", "1,2,4",
-         "--embed-dim", "32", "--depth", "2", "--num-heads", "2", "--decoder-embed-dim", "16", "--decoder-depth", "1",
-         "--decoder-num-heads", "1", "--pretrain-mask-ratio", "0.5", "--batch-size", "4", "--workers", "0",
-         "--device", "cpu", "--finetune-warmup-epochs", "0", "--pretrain-warmup-epochs", "0"]
+SMALL = [
+    "--img-size",
+    "32",
+    "--patch-size",
+    "8",
+    "--num-frames",
+    "4",
+    "--stride",
+    "1",
+    "--region-size",
+    "1,2,4",
+    "--embed-dim",
+    "32",
+    "--depth",
+    "2",
+    "--num-heads",
+    "2",
+    "--decoder-embed-dim",
+    "16",
+    "--decoder-depth",
+    "1",
+    "--decoder-num-heads",
+    "1",
+    "--pretrain-mask-ratio",
+    "0.5",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--finetune-warmup-epochs",
+    "0",
+    "--pretrain-warmup-epochs",
+    "0",
+]
 
 
 def write_video(path, frames):
@@ -75,7 +107,11 @@ def test_a_run_leaves_what_the_readme_says(run):
     assert len(rows) == 6
     assert all(float(row["left"]) + float(row["right"]) == pytest.approx(1, abs=1e-5) for row in rows)
     names = {path.name for path in (run / "checkpoints").iterdir()}
-    assert {"pretrain-epoch-0002.safetensors", "finetune-epoch-0002.safetensors", "finetune-epoch-0002.state.pt"} <= names
+    assert {
+        "pretrain-epoch-0002.safetensors",
+        "finetune-epoch-0002.safetensors",
+        "finetune-epoch-0002.state.pt",
+    } <= names
     assert not [name for name in names if "tmp" in name]
     for picture in ("reconstruction.png", "confusion_matrix.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
@@ -103,7 +139,17 @@ def test_a_killed_run_resumes_exactly(run, folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(RunFolder, "save", kill_after_saving)
-    arguments = ["--data", str(folder), "--output-dir", str(path), "--epochs", "2", "--save-every", "0", *SMALL]
+    arguments = [
+        "--data",
+        str(folder),
+        "--output-dir",
+        str(path),
+        "--epochs",
+        "2",
+        "--save-every",
+        "0",
+        *SMALL,
+    ]
     assert train(arguments) == 130
     assert train(["--resume", str(path)]) == 130  # pre-training ends; fine-tuning is killed in turn
     monkeypatch.undo()
@@ -113,15 +159,22 @@ def test_a_killed_run_resumes_exactly(run, folder, tmp_path, monkeypatch):
 
 def assert_same_weights(first, second):
     for stage in ("pretrain", "finetune"):
-        ours, theirs = (load_weights(path / "checkpoints" / f"{stage}-epoch-0002.safetensors")[0]
-                        for path in (first, second))
+        ours, theirs = (
+            load_weights(path / "checkpoints" / f"{stage}-epoch-0002.safetensors")[0]
+            for path in (first, second)
+        )
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stage
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, folder, tmp_path, capsys):
     path = tmp_path / "damaged"
-    assert train(["--data", str(folder), "--output-dir", str(path), "--epochs", "2", "--stage", "pretrain", *SMALL]) == 0
+    assert (
+        train(
+            ["--data", str(folder), "--output-dir", str(path), "--epochs", "2", "--stage", "pretrain", *SMALL]
+        )
+        == 0
+    )
     newest = path / "checkpoints" / "pretrain-epoch-0002.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     assert train(["--resume", str(path)]) == 0
@@ -132,16 +185,49 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(run, folder, tmp
 
 def test_a_trained_run_is_evaluated_to_the_same_score(run, folder, tmp_path):
     path = tmp_path / "score"
-    assert train(["--data", str(folder), "--stage", "evaluate", "--init-from", str(run), "--output-dir", str(path),
-                  "--workers", "0", "--stride", "1", "--device", "cpu"]) == 0
+    assert (
+        train(
+            [
+                "--data",
+                str(folder),
+                "--stage",
+                "evaluate",
+                "--init-from",
+                str(run),
+                "--output-dir",
+                str(path),
+                "--workers",
+                "0",
+                "--stride",
+                "1",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     first, second = (json.loads((p / "metrics.json").read_text()) for p in (run, path))
     assert first["uar"] == second["uar"] and first["confusion_matrix"] == second["confusion_matrix"]
 
 
 def test_predict_writes_probabilities_over_time(run, folder, tmp_path, capsys):
     output = tmp_path / "out.csv"
-    assert predict([str(folder), "--checkpoint", str(run), "--output", str(output), "--window-step", "1",
-                    "--device", "cpu"]) == 0
+    assert (
+        predict(
+            [
+                str(folder),
+                "--checkpoint",
+                str(run),
+                "--output",
+                str(output),
+                "--window-step",
+                "1",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     with output.open() as file:
         rows = list(csv.DictReader(file))
     assert len({row["path"] for row in rows}) == 18 and len(rows) == 18 * 3  # windows of 4 in 6 frames
@@ -155,8 +241,21 @@ def test_mistakes_are_named(run, folder, tmp_path, capsys):
         (["--data", str(folder), *output, *SMALL, "--region-size", "1,3,4"], "does not divide"),
         (["--data", str(folder), "--output-dir", str(run), *SMALL], "already holds a run"),
         (["--data", str(folder), *output, *SMALL, "--batch-size", "64"], "do not fill one batch"),
-        (["--data", str(folder), *output, *SMALL, "--embed-dim", "64", "--stage", "finetune", "--init-from", str(run)],
-         "shape"),
+        (
+            [
+                "--data",
+                str(folder),
+                *output,
+                *SMALL,
+                "--embed-dim",
+                "64",
+                "--stage",
+                "finetune",
+                "--init-from",
+                str(run),
+            ],
+            "shape",
+        ),
         (["--data", str(folder), *output, *SMALL, "--model", "lgi_former_tini"], "did you mean"),
     ]
     for arguments, expected in cases:
@@ -175,7 +274,17 @@ def test_unreadable_videos_are_skipped_in_training_and_refused_in_evaluation(fol
     (broken / "train.txt").write_text((folder / "train.txt").read_text() + "cut.mp4 0\n")
     whole = (folder / "train 0.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-    arguments = ["--data", str(broken), "--data-root", str(folder), "--stage", "finetune", "--epochs", "3", *SMALL]
+    arguments = [
+        "--data",
+        str(broken),
+        "--data-root",
+        str(folder),
+        "--stage",
+        "finetune",
+        "--epochs",
+        "3",
+        *SMALL,
+    ]
     try:
         assert train([*arguments, "--output-dir", str(tmp_path / "run")]) == 0
         assert "cut.mp4" in (tmp_path / "run" / "bad_files.txt").read_text()
@@ -200,9 +309,13 @@ def test_parameter_groups_decay_layers_and_spare_tokens():
     model = create_model("lgi_former_tiny_patch16_160", depth=2)
     groups = {id(p): group for group in parameter_groups(model, 0.05, 0.5) for p in group["params"]}
     assert len(groups) == len(list(model.parameters()))
-    expected = {"encoder.patch_embed.proj.weight": (0.05, 0.125), "encoder.blocks.0.mlp.fc1.weight": (0.05, 0.25),
-                "encoder.blocks.1.mlp.fc1.bias": (0.0, 0.5), "encoder.representative_tokens": (0.0, 1.0),
-                "head.weight": (0.05, 1.0)}
+    expected = {
+        "encoder.patch_embed.proj.weight": (0.05, 0.125),
+        "encoder.blocks.0.mlp.fc1.weight": (0.05, 0.25),
+        "encoder.blocks.1.mlp.fc1.bias": (0.0, 0.5),
+        "encoder.representative_tokens": (0.0, 1.0),
+        "head.weight": (0.05, 1.0),
+    }
     parameters = dict(model.named_parameters())
     for name, (decay, scale) in expected.items():
         group = groups[id(parameters[name])]

@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..data import ClipDataset, EpochSampler, Sample, make_loader
 from ..errors import UserError
 from ..files import write_atomically
+from ..models import VideoModel
 from .hardware import Hardware
 from .inputs import clip_config, num_workers
 from .metrics import classification_report
@@ -23,13 +24,26 @@ from .run import RunFolder
 
 
 @torch.no_grad()
-def predict_samples(model: torch.nn.Module, samples: list[Sample], config: TrainConfig, hardware: Hardware) -> np.ndarray:
+def predict_samples(
+    model: VideoModel, samples: list[Sample], config: TrainConfig, hardware: Hardware
+) -> np.ndarray:
     """Class probabilities (clips, classes): the mean softmax over each clip's views. Every file must be readable."""
     dataset = ClipDataset(samples, clip_config(config, model.config), mode="test", seed=config.seed)
-    sampler = EpochSampler(len(dataset), seed=config.seed, epoch=0, shuffle=False, rank=hardware.rank,
-                           world_size=hardware.world_size)
-    loader = make_loader(dataset, sampler, config.finetune.batch_size, num_workers=num_workers(config),
-                         pin_memory=hardware.device.type == "cuda")
+    sampler = EpochSampler(
+        len(dataset),
+        seed=config.seed,
+        epoch=0,
+        shuffle=False,
+        rank=hardware.rank,
+        world_size=hardware.world_size,
+    )
+    loader = make_loader(
+        dataset,
+        sampler,
+        config.finetune.batch_size,
+        num_workers=num_workers(config),
+        pin_memory=hardware.device.type == "cuda",
+    )
     model = model.to(hardware.device).eval()
     found: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
@@ -37,8 +51,10 @@ def predict_samples(model: torch.nn.Module, samples: list[Sample], config: Train
         for batch in loader:
             if batch["failures"]:
                 first = batch["failures"][0]
-                raise UserError(f"{first.path}: {first.reason}; every test clip must be readable "
-                                "(python -m mae_dfer.data.check LIST names all that are not)")
+                raise UserError(
+                    f"{first.path}: {first.reason}; every test clip must be readable "
+                    "(python -m mae_dfer.data.check LIST names all that are not)"
+                )
             with hardware.autocast():
                 logits = model(batch["clip"].to(hardware.device))
             found.append((batch["index"].numpy(), logits.float().softmax(-1).cpu().numpy()))
@@ -53,8 +69,14 @@ def predict_samples(model: torch.nn.Module, samples: list[Sample], config: Train
     return total / views
 
 
-def evaluate(model: torch.nn.Module, samples: list[Sample], classes: list[str], config: TrainConfig, run: RunFolder,
-             hardware: Hardware) -> dict[str, Any]:
+def evaluate(
+    model: VideoModel,
+    samples: list[Sample],
+    classes: list[str],
+    config: TrainConfig,
+    run: RunFolder,
+    hardware: Hardware,
+) -> dict[str, Any]:
     """Scores ``model``; the main process writes predictions.csv and confusion_matrix.png."""
     started = time.monotonic()
     probabilities = predict_samples(model, samples, config, hardware)
@@ -63,16 +85,25 @@ def evaluate(model: torch.nn.Module, samples: list[Sample], classes: list[str], 
     report["evaluate_clips_per_second"] = len(samples) / (time.monotonic() - started)
     if hardware.is_main:
         _write_predictions(samples, probabilities, classes, run)
-        draw_confusion_matrix(np.array(report["confusion_matrix"]), classes, report["uar"], report["war"],
-                              run.path / "confusion_matrix.png")
+        draw_confusion_matrix(
+            np.array(report["confusion_matrix"]),
+            classes,
+            report["uar"],
+            report["war"],
+            run.path / "confusion_matrix.png",
+        )
     return report
 
 
-def _write_predictions(samples: list[Sample], probabilities: np.ndarray, classes: list[str], run: RunFolder) -> None:
+def _write_predictions(
+    samples: list[Sample], probabilities: np.ndarray, classes: list[str], run: RunFolder
+) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["path", "label", "prediction", *classes])
     for sample, row in zip(samples, probabilities, strict=True):
-        writer.writerow([sample.path, classes[sample.label], classes[int(row.argmax())], *(f"{p:.6f}" for p in row)])
+        writer.writerow(
+            [sample.path, classes[sample.label], classes[int(row.argmax())], *(f"{p:.6f}" for p in row)]
+        )
     content = text.getvalue().encode()
     write_atomically(run.path / "predictions.csv", lambda temporary: temporary.write_bytes(content))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .. import create_model
 from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
+from ..models import VideoClassifier, VideoModel
 from .hardware import Hardware
 from .inputs import TrainingClips, clip_config, steps_per_epoch
 
@@ -23,14 +24,20 @@ class FinetuneTask:
     name = "finetune"
 
     def __init__(self, config: TrainConfig, data: DatasetFolder, hardware: Hardware) -> None:
-        self.config, self.settings, self.hardware = config, config.finetune, hardware
+        self.config, self.hardware = config, hardware
+        self.settings = config.finetune
         torch.manual_seed(config.seed + 1)
-        self.model = build_classifier(config, len(data.classes))
+        self.model: VideoModel = build_classifier(config, len(data.classes))
         self.metadata: dict[str, Any] = {
-            "data": config.data, "classes": data.classes, "stride": config.stride, "num_segments": config.num_segments,
+            "data": config.data,
+            "classes": data.classes,
+            "stride": config.stride,
+            "num_segments": config.num_segments,
         }
         samples = shuffled_labels(data.train, config.seed) if config.shuffle_labels else data.train
-        self.dataset = ClipDataset(samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed)
+        self.dataset = ClipDataset(
+            samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed
+        )
         self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)
         self._mixup = _make_mixup(config, len(data.classes))
 
@@ -52,10 +59,11 @@ class FinetuneTask:
         return {"loss": F.cross_entropy(model(mixed.view_as(clip)).float(), target)}
 
 
-def build_classifier(config: TrainConfig, num_classes: int) -> torch.nn.Module:
+def build_classifier(config: TrainConfig, num_classes: int) -> VideoClassifier:
     """The classifier these settings describe, freshly initialised."""
     overrides = config.model_overrides(pretraining=False)
-    return create_model(config.model, num_classes=num_classes, drop_path_rate=config.finetune.drop_path, **overrides)
+    overrides |= {"num_classes": num_classes, "drop_path_rate": config.finetune.drop_path}
+    return cast(VideoClassifier, create_model(config.model, **overrides))
 
 
 def shuffled_labels(samples: list[Sample], seed: int) -> list[Sample]:
@@ -68,5 +76,12 @@ def _make_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
     settings = config.finetune
     if not settings.mixup and not settings.cutmix:
         return None
-    return Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=1.0, switch_prob=0.5, mode="batch",
-                 label_smoothing=settings.label_smoothing, num_classes=num_classes)
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        prob=1.0,
+        switch_prob=0.5,
+        mode="batch",
+        label_smoothing=settings.label_smoothing,
+        num_classes=num_classes,
+    )

@@ -55,20 +55,34 @@ def num_workers(config: TrainConfig) -> int:
 def steps_per_epoch(clips: int, batch_size: int, flag: str) -> int:
     """Whole batches in ``clips``; the rest of an epoch's random order is left for the next."""
     if batch_size < 1 or clips < batch_size:
-        raise UserError(f"{clips} training clips do not fill one batch of {batch_size}; give a smaller {flag}")
+        raise UserError(
+            f"{clips} training clips do not fill one batch of {batch_size}; give a smaller {flag}"
+        )
     return clips // batch_size
 
 
 class TrainingClips:
     """Batches of this process, epoch by epoch; the decoding processes live as long as this object."""
 
-    def __init__(self, dataset: ClipDataset, config: TrainConfig, batch_size: int, hardware: Hardware) -> None:
+    def __init__(
+        self, dataset: ClipDataset, config: TrainConfig, batch_size: int, hardware: Hardware
+    ) -> None:
         if batch_size % hardware.world_size:
-            raise UserError(f"a batch of {batch_size} clips does not divide among {hardware.world_size} processes")
+            raise UserError(
+                f"a batch of {batch_size} clips does not divide among {hardware.world_size} processes"
+            )
         self._local_batch = batch_size // hardware.world_size
-        self._sampler = EpochSampler(len(dataset), seed=config.seed, rank=hardware.rank, world_size=hardware.world_size)
-        self._loader = make_loader(dataset, self._sampler, self._local_batch, num_workers=num_workers(config),
-                                   drop_last=True, pin_memory=hardware.device.type == "cuda")
+        self._sampler = EpochSampler(
+            len(dataset), seed=config.seed, rank=hardware.rank, world_size=hardware.world_size
+        )
+        self._loader = make_loader(
+            dataset,
+            self._sampler,
+            self._local_batch,
+            num_workers=num_workers(config),
+            drop_last=True,
+            pin_memory=hardware.device.type == "cuda",
+        )
 
     def epoch(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         """The batches of ``epoch`` from ``start_step`` on."""

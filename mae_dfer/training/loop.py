@@ -17,6 +17,7 @@ import torch
 
 from ..config import FinetuneConfig, PretrainConfig, TrainConfig
 from ..errors import UserError
+from ..models import VideoModel
 from .hardware import Hardware
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .progress import console, stage_bar
@@ -29,8 +30,11 @@ class Task(Protocol):
     """What the loop trains: see `pretrain.py` and `finetune.py`."""
 
     name: str
-    settings: PretrainConfig | FinetuneConfig
-    model: torch.nn.Module
+
+    @property
+    def settings(self) -> PretrainConfig | FinetuneConfig: ...
+
+    model: VideoModel
     metadata: dict[str, Any]
 
     def steps_per_epoch(self) -> int: ...
@@ -78,12 +82,16 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
                 set_learning_rate(optimizer, _scheduled(settings, done, total, steps_per_epoch))
                 _seed_step(config.seed, task.name, position)
                 if batch["size"]:
-                    meter.add(_step(task, model, optimizer, scaler, batch, settings.clip_grad, hardware),
-                              batch["size"] * hardware.world_size)
+                    meter.add(
+                        _step(task, model, optimizer, scaler, batch, settings.clip_grad, hardware),
+                        batch["size"] * hardware.world_size,
+                    )
                 position.step += 1
                 if position.step % SYNC_EVERY == 0 or position.step == steps_per_epoch:
                     record = meter.read()
-                    bar.update(done + 1, f"loss {record['loss']:.3f} · {record['clips_per_second']:.0f} clips/s")
+                    bar.update(
+                        done + 1, f"loss {record['loss']:.3f} · {record['clips_per_second']:.0f} clips/s"
+                    )
                 if time.monotonic() - last_save > config.save_every * 60 and position.step < steps_per_epoch:
                     meter.read()
                     _save(task, config, run, position, optimizer, scaler)
@@ -94,10 +102,19 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     return position
 
 
-def _step(task: Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-          batch: dict[str, Any], clip_grad: float, hardware: Hardware) -> dict[str, torch.Tensor]:
-    batch = {key: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-             for key, value in batch.items()}
+def _step(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    batch: dict[str, Any],
+    clip_grad: float,
+    hardware: Hardware,
+) -> dict[str, torch.Tensor]:
+    batch = {
+        key: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
     optimizer.zero_grad(set_to_none=True)
     with hardware.autocast():
         losses = task.loss(model, batch)
@@ -135,13 +152,21 @@ class _Meter:
         self._started = now
         means = {name: value / max(position.steps_summed, 1) for name, value in position.sums.items()}
         if not math.isfinite(means.get("loss", 0.0)):
-            raise UserError(f"the loss is {means['loss']} in epoch {position.epoch + 1}, step {position.step}; "
-                            "try a lower --lr, --amp bf16 or off, or --resume from the last checkpoint")
+            raise UserError(
+                f"the loss is {means['loss']} in epoch {position.epoch + 1}, step {position.step}; "
+                "try a lower --lr, --amp bf16 or off, or --resume from the last checkpoint"
+            )
         return means | {"clips_per_second": position.clips / max(position.seconds, 1e-9)}
 
 
-def _end_epoch(task: Task, run: RunFolder, position: Position, meter: _Meter, optimizer: torch.optim.Optimizer,
-               steps_per_epoch: int) -> None:
+def _end_epoch(
+    task: Task,
+    run: RunFolder,
+    position: Position,
+    meter: _Meter,
+    optimizer: torch.optim.Optimizer,
+    steps_per_epoch: int,
+) -> None:
     record = meter.read()
     if "loss" not in record:
         raise UserError("no clip of this epoch could be read; see bad_files.txt in the run folder")
@@ -150,13 +175,17 @@ def _end_epoch(task: Task, run: RunFolder, position: Position, meter: _Meter, op
     run.log(task.name, epoch=position.epoch, step=position.epoch * steps_per_epoch, **record)
     text = " · ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "clips_per_second")
     if run.write:
-        console.print(f"{task.name} epoch {position.epoch}/{task.settings.epochs} · {text} "
-                      f"· {record['clips_per_second']:.0f} clips/s")
+        console.print(
+            f"{task.name} epoch {position.epoch}/{task.settings.epochs} · {text} "
+            f"· {record['clips_per_second']:.0f} clips/s"
+        )
     position.last_record = record
     position.sums, position.steps_summed, position.seconds, position.clips = {}, 0, 0.0, 0
 
 
-def _scheduled(settings: PretrainConfig | FinetuneConfig, step: int, total: int, steps_per_epoch: int) -> float:
+def _scheduled(
+    settings: PretrainConfig | FinetuneConfig, step: int, total: int, steps_per_epoch: int
+) -> float:
     scale = settings.batch_size / 256
     warmup = int(settings.warmup_epochs * steps_per_epoch)
     return learning_rate(step, total, warmup, settings.lr * scale, settings.min_lr * scale)
@@ -182,18 +211,37 @@ def _note_failures(position: Position, failures: list[Any], config: TrainConfig,
         lines = [f"{path}\t{reason}\n" for path, reason in position.bad_files.items()]
         (run.path / "bad_files.txt").write_text("".join(lines))
     if len(position.bad_files) > config.max_bad_files:
-        raise UserError(f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "
-                        "mend or unlist them, or raise --max-bad-files")
+        raise UserError(
+            f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "
+            "mend or unlist them, or raise --max-bad-files"
+        )
 
 
-def _save(task: Task, config: TrainConfig, run: RunFolder, position: Position, optimizer: torch.optim.Optimizer,
-          scaler: torch.amp.GradScaler) -> None:
-    state = {"position": vars(position).copy(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-    run.save(task.name, position.epoch, position.step, task.model, state, task.metadata, config.keep_checkpoints)
+def _save(
+    task: Task,
+    config: TrainConfig,
+    run: RunFolder,
+    position: Position,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    state = {
+        "position": vars(position).copy(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    run.save(
+        task.name, position.epoch, position.step, task.model, state, task.metadata, config.keep_checkpoints
+    )
 
 
-def _resume(task: Task, run: RunFolder, hardware: Hardware, optimizer: torch.optim.Optimizer,
-            scaler: torch.amp.GradScaler) -> Position:
+def _resume(
+    task: Task,
+    run: RunFolder,
+    hardware: Hardware,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Position:
     found = run.load_latest(task.name, hardware.device)
     if found is None:
         return Position()
@@ -203,6 +251,8 @@ def _resume(task: Task, run: RunFolder, hardware: Hardware, optimizer: torch.opt
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{run.path}: its checkpoint is of another model than these options make ({reason})") from None
+        raise UserError(
+            f"{run.path}: its checkpoint is of another model than these options make ({reason})"
+        ) from None
     scaler.load_state_dict(state["scaler"])
     return Position(**state["position"])

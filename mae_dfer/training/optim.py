@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from ..config import FinetuneConfig, PretrainConfig
+from ..models import VideoModel
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
+def parameter_groups(
+    model: VideoModel, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
     """Groups by (decayed or not, layer).
 
     Not decayed: biases, other 1-D parameters and what ``model.no_weight_decay()`` names (tokens). The published
@@ -17,22 +21,22 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float, layer_decay: f
     ``layer_decay ** (last - i)`` with the patch embedding as layer 0 and the head in the last.
     """
     exempt = model.no_weight_decay()
-    groups: dict[tuple[bool, int], dict] = {}
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and name not in exempt
         layer = model.layer_index(name) if layer_decay != 1.0 else 0
         scale = layer_decay ** (model.num_layers - 1 - layer) if layer_decay != 1.0 else 1.0
         group = groups.setdefault(
-            (decayed, layer), {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale}
+            (decayed, layer),
+            {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale},
         )
         group["params"].append(parameter)
     return list(groups.values())
 
 
-def make_optimizer(model: torch.nn.Module, settings: PretrainConfig | FinetuneConfig) -> torch.optim.AdamW:
+def make_optimizer(model: VideoModel, settings: PretrainConfig | FinetuneConfig) -> torch.optim.AdamW:
     groups = parameter_groups(model, settings.weight_decay, getattr(settings, "layer_decay", 1.0))
-    fused = next(model.parameters()).dtype.is_floating_point
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.beta2), fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, settings.beta2), fused=True)
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, floor: float) -> float:

@@ -37,7 +37,9 @@ def draw_reconstruction(frames: dict[str, torch.Tensor], path: Path, columns: in
     _save(figure, path)
 
 
-def draw_confusion_matrix(confusion: np.ndarray, classes: list[str], uar: float, war: float, path: Path) -> None:
+def draw_confusion_matrix(
+    confusion: np.ndarray, classes: list[str], uar: float, war: float, path: Path
+) -> None:
     """Rows are true classes, columns predictions; shaded by recall, annotated with recall and count."""
     size = 1.6 + 0.75 * len(classes)
     figure = Figure(figsize=(size + 0.6, size), layout="constrained")
@@ -47,8 +49,15 @@ def draw_confusion_matrix(confusion: np.ndarray, classes: list[str], uar: float,
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
     for row in range(len(classes)):
         for column in range(len(classes)):
-            axis.text(column, row, f"{shares[row, column]:.2f}\n({confusion[row, column]})", ha="center", va="center",
-                      fontsize=8, color="white" if shares[row, column] > 0.5 else "black")
+            axis.text(
+                column,
+                row,
+                f"{shares[row, column]:.2f}\n({confusion[row, column]})",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     axis.set_xlabel("predicted")

@@ -11,6 +11,7 @@ from .. import create_model
 from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
 from ..losses import reconstruct_frames, reconstruction_loss, reconstruction_targets
+from ..models import VideoModel
 from .hardware import Hardware
 from .inputs import TrainingClips, clip_config, steps_per_epoch
 from .pictures import draw_reconstruction
@@ -23,9 +24,12 @@ class PretrainTask:
     name = "pretrain"
 
     def __init__(self, config: TrainConfig, data: DatasetFolder, hardware: Hardware) -> None:
-        self.config, self.settings, self.hardware = config, config.pretrain, hardware
+        self.config, self.hardware = config, hardware
+        self.settings = config.pretrain
         torch.manual_seed(config.seed)
-        self.model = create_model(f"mae_{config.model}", **config.model_overrides(pretraining=True))
+        self.model: VideoModel = create_model(
+            f"mae_{config.model}", **config.model_overrides(pretraining=True)
+        )
         self.metadata: dict[str, Any] = {"data": config.data}
         self._clip_config = clip_config(config, self.model.config)
         self.dataset = ClipDataset(data.pretrain, self._clip_config, mode="pretrain", seed=config.seed)
@@ -52,8 +56,8 @@ class PretrainTask:
         """Writes reconstruction.png: input, masked input, reconstruction and motion of a few clips."""
         dataset = ClipDataset(samples, self._clip_config, mode="pretrain", seed=self.config.seed)
         step = max(len(samples) // 3, 1)
-        items = [dataset[(0, index)] for index in range(0, len(samples), step)]
-        items = [item for item in items if isinstance(item, dict)][:3]
+        drawn = (dataset[(0, index)] for index in range(0, len(samples), step))
+        items = [item for item in drawn if isinstance(item, dict)][:3]
         if not items:
             return
         clip = torch.stack([item["clip"] for item in items]).to(self.hardware.device)
@@ -61,5 +65,7 @@ class PretrainTask:
         model = self.model.eval()
         with self.hardware.autocast():
             prediction = model(clip, mask).float()
-        frames = reconstruct_frames(clip, mask, prediction, model.config.patch_size, model.config.tubelet_size)
+        frames = reconstruct_frames(
+            clip, mask, prediction, model.config.patch_size, model.config.tubelet_size
+        )
         draw_reconstruction(frames, run.path / "reconstruction.png")

@@ -24,8 +24,15 @@ class Bar:
 @contextmanager
 def stage_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Bar]:
     """A bar over ``total`` steps with elapsed and remaining time."""
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-               TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     live = enabled and console.is_terminal
     with Progress(*columns, console=console, disable=not live, transient=True) as progress:
         yield Bar(progress, progress.add_task(title, total=total, text=""))

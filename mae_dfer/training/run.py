@@ -1,13 +1,13 @@
 """The folder of one run: settings, log, checkpoints, results.
 
-    runs/<name>/
-        config.json             every setting
-        log.jsonl               one record per event and epoch
-        metrics.json            the score; predictions.csv, one line per test clip
-        *.png                   reconstruction, confusion matrix
-        checkpoints/<stage>-epoch-0012.safetensors        weights
-        checkpoints/<stage>-epoch-0012.state.pt           optimiser and position, written after the weights
-        tensorboard/
+runs/<name>/
+    config.json             every setting
+    log.jsonl               one record per event and epoch
+    metrics.json            the score; predictions.csv, one line per test clip
+    *.png                   reconstruction, confusion matrix
+    checkpoints/<stage>-epoch-0012.safetensors        weights
+    checkpoints/<stage>-epoch-0012.state.pt           optimiser and position, written after the weights
+    tensorboard/
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..checkpoint import load_weights, save_weights
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
+from ..models import VideoModel
 from .progress import console
 
 _NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P<step>\d+))?\.safetensors")
@@ -65,8 +66,10 @@ class RunFolder:
         else:
             path = Path(config.output_dir)
         if (path / "config.json").exists():
-            raise UserError(f"{path} already holds a run; --resume {path} goes on with it, "
-                            "--output-dir takes another folder")
+            raise UserError(
+                f"{path} already holds a run; --resume {path} goes on with it, "
+                "--output-dir takes another folder"
+            )
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; --output-dir takes a folder")
         run = RunFolder(path, write=write)
@@ -101,8 +104,16 @@ class RunFolder:
                 found.append(Checkpoint(stage, int(match["epoch"]), int(match["step"] or 0), path))
         return sorted(found, key=lambda checkpoint: (checkpoint.epoch, checkpoint.step))
 
-    def save(self, stage: str, epoch: int, step: int, model: torch.nn.Module, state: dict[str, Any],
-             metadata: dict[str, Any], keep: int) -> None:
+    def save(
+        self,
+        stage: str,
+        epoch: int,
+        step: int,
+        model: VideoModel,
+        state: dict[str, Any],
+        metadata: dict[str, Any],
+        keep: int,
+    ) -> None:
         """Writes weights, then the trainer state that makes them resumable, then drops the oldest pairs."""
         if not self.write:
             return
@@ -110,11 +121,13 @@ class RunFolder:
         checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
         save_weights(model, checkpoint.weights, metadata | {"stage": stage, "epoch": epoch})
         write_atomically(checkpoint.state, lambda temporary: torch.save(state, temporary))
-        for old in self.list_checkpoints(stage)[:-max(keep, 1)]:
+        for old in self.list_checkpoints(stage)[: -max(keep, 1)]:
             old.state.unlink(missing_ok=True)
             old.weights.unlink(missing_ok=True)
 
-    def load_latest(self, stage: str, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def load_latest(
+        self, stage: str, device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Weights and trainer state of the newest checkpoint that is whole, or None where there is none.
 
         A damaged one is named and the one before it is taken."""
@@ -125,8 +138,10 @@ class RunFolder:
                 return weights, state
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                console.print(f"[yellow]checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); "
-                              "trying the one before[/]")
+                console.print(
+                    f"[yellow]checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); "
+                    "trying the one before[/]"
+                )
         return None
 
     def close(self) -> None:
@@ -145,4 +160,6 @@ def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretr
         found = RunFolder(path, write=False).list_checkpoints(stage)
         if found:
             return found[-1].weights
-    raise UserError(f"{path}: no {' or '.join(stages)} checkpoint in it; a run folder holds checkpoints/*.safetensors")
+    raise UserError(
+        f"{path}: no {' or '.join(stages)} checkpoint in it; a run folder holds checkpoints/*.safetensors"
+    )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, cast
 
 from .. import create_model
 from ..checkpoint import LoadReport, load_into, load_official, load_pretrained_encoder, load_weights
 from ..config import TrainConfig
 from ..errors import UserError
+from ..models import VideoClassifier, VideoModel
 from .finetune import build_classifier
 from .progress import console
 from .run import RunFolder, find_weights
 
 
-def start_from(model: torch.nn.Module, path: Path | str, run: RunFolder) -> None:
+def start_from(model: VideoModel, path: Path | str, run: RunFolder) -> None:
     """Loads what fits of ``path`` into ``model``, and logs the names of the tensors taken, dropped and fresh.
 
     A pre-trained model hands its encoder to a classifier; anything else must match name for name.
@@ -24,14 +23,27 @@ def start_from(model: torch.nn.Module, path: Path | str, run: RunFolder) -> None
     pretraining = model.config.is_mae
     weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
     report = _load(model, weights_path, pretraining)
-    run.log("init_from", path=str(weights_path), taken_over=report.loaded, dropped=report.dropped, fresh=report.fresh)
+    run.log(
+        "init_from",
+        path=str(weights_path),
+        taken_over=report.loaded,
+        dropped=report.dropped,
+        fresh=report.fresh,
+    )
     if run.write:
-        console.print(f"from {weights_path}: {len(report.loaded)} tensors taken over, {len(report.dropped)} dropped, "
-                      f"fresh: {', '.join(report.fresh) or 'none'} (all names in log.jsonl)")
+        console.print(
+            f"from {weights_path}: {len(report.loaded)} tensors taken over, {len(report.dropped)} dropped, "
+            f"fresh: {', '.join(report.fresh) or 'none'} (all names in log.jsonl)"
+        )
 
 
-def load_classifier(path: Path | str, *, fused_attn: bool = True, config: TrainConfig | None = None,
-                    classes: list[str] | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
+def load_classifier(
+    path: Path | str,
+    *,
+    fused_attn: bool = True,
+    config: TrainConfig | None = None,
+    classes: list[str] | None = None,
+) -> tuple[VideoClassifier, dict[str, Any]]:
     """A trained classifier and its metadata (``classes``, ``stride``, ``data``), as its checkpoint describes it.
 
     A published checkpoint says nothing of its sizes: it takes those of ``config``, with ``classes``.
@@ -39,26 +51,30 @@ def load_classifier(path: Path | str, *, fused_attn: bool = True, config: TrainC
     weights_path = find_weights(path, stages=("finetune",))
     if weights_path.suffix != ".safetensors":
         if config is None or classes is None:
-            raise UserError(f"{weights_path}: a published checkpoint does not say its classes; "
-                            "score it with python -m mae_dfer.train --stage evaluate --init-from it --data FOLDER")
+            raise UserError(
+                f"{weights_path}: a published checkpoint does not say its classes; "
+                "score it with python -m mae_dfer.train --stage evaluate --init-from it --data FOLDER"
+            )
         model = build_classifier(config, len(classes))
         load_official(model, weights_path)
         return model, {"classes": classes, "stride": config.stride, "data": config.data}
     tensors, metadata = load_weights(weights_path)
     if _is_mae(metadata["model"]["name"]) or "classes" not in metadata:
-        raise UserError(f"{weights_path}: not a classifier; fine-tune it first (--stage finetune --init-from it)")
+        raise UserError(
+            f"{weights_path}: not a classifier; fine-tune it first (--stage finetune --init-from it)"
+        )
     settings = dict(metadata["model"])
-    model = create_model(settings.pop("name"), **settings | {"fused_attn": fused_attn})
+    model = cast(VideoClassifier, create_model(settings.pop("name"), **settings | {"fused_attn": fused_attn}))
     load_into(model, tensors, source=str(weights_path))
     return model.eval(), metadata
 
 
-def _load(model: torch.nn.Module, path: Path, pretraining: bool) -> LoadReport:
+def _load(model: VideoModel, path: Path, pretraining: bool) -> LoadReport:
     if path.suffix != ".safetensors":
         return load_official(model, path)
     tensors, metadata = load_weights(path)
     if _is_mae(metadata["model"]["name"]) and not pretraining:
-        return load_pretrained_encoder(model, tensors)
+        return load_pretrained_encoder(cast(VideoClassifier, model), tensors)
     return load_into(model, tensors, source=str(path))
 
 
