@@ -224,11 +224,7 @@ def _find_state_dict(loaded: Any, where: str) -> dict[str, Tensor]:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
-    if (
-        not isinstance(loaded, Mapping)
-        or not loaded
-        or not all(isinstance(value, Tensor) for value in loaded.values())
-    ):
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{where}: no state dict in it, neither at the top nor under 'model' or 'module'")
     return dict(loaded)
 
@@ -260,9 +256,7 @@ def _published_names(name: str, config: ModelConfig) -> list[tuple[str, tuple[in
         return [(prefix + "lg_region_tokens", None)]
     published = [_rename_block(inner, _LGI_NAMES)]
     if ".local_attn." in inner:
-        published += [
-            published[0].replace(".first_attn.", f".{step}_attn.") for step in _steps_that_share(config)
-        ]
+        published += [published[0].replace(".first_attn.", f".{step}_attn.") for step in _steps_that_share(config)]
     if not inner.endswith(".qkv.weight"):
         return [(prefix + each, None) for each in published]
     return [
@@ -289,9 +283,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in tensors.items()}
 
 
-def _check_match(
-    given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def _check_match(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raises :class:`UserError` with the first few names that are missing, unexpected or of another shape."""
     problems = []
     for what, names in (
@@ -300,11 +292,7 @@ def _check_match(
     ):
         if names:
             problems.append(f"{what} {_first(names)}")
-    wrong = [
-        f"{name} {given[name]} for {shape}"
-        for name, shape in expected.items()
-        if given.get(name, shape) != shape
-    ]
+    wrong = [f"{name} {given[name]} for {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
     if wrong:
         problems.append(f"other shape (file for model): {_first(wrong)}")
     if problems:

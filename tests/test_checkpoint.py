@@ -94,9 +94,7 @@ def test_classifier_from_published_pretraining(name):
     fresh = ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
     assert report.fresh == fresh
     assert sorted(report.loaded + fresh) == sorted(model.state_dict())
-    assert {"mask_token", "encoder.norm.weight", "encoder.norm.bias", "decoder.head.weight"} <= set(
-        report.dropped
-    )
+    assert {"mask_token", "encoder.norm.weight", "encoder.norm.bias", "decoder.head.weight"} <= set(report.dropped)
     assert not any("blocks" in dropped and dropped.startswith("encoder.") for dropped in report.dropped)
     for dropped in fresh:
         assert torch.equal(model.state_dict()[dropped], before[dropped])
@@ -233,9 +231,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not safetensors", "truncated", "foreign", "other options", "absent"]
-)
+@pytest.mark.parametrize("content", [b"", b"not safetensors", "truncated", "foreign", "other options", "absent"])
 def test_unreadable_weights(content, tmp_path):
     path = tmp_path / "weights.safetensors"
     if content == "truncated":

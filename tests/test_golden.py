@@ -18,8 +18,6 @@ FILES = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 WITH_GRADIENTS = [path for path in FILES if json.loads(str(np.load(path)["config"]))["grads"]]
 POOL = {"region": "representative", "org": "local", "all": "all"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*backend of region attention cannot run:RuntimeWarning")
-
 
 def published_weights(shapes):
     """The rule of tests/golden/README.md: a seeded normal tensor for each published name."""
@@ -54,9 +52,7 @@ def build(config, **overrides):
         if published.get("lg_first_attn_type") == "cross":
             options["local_attention"] = "representative"
         options["global_attention"] = not published.get("lg_no_second", False)
-        options["exchange"] = (
-            "none" if published.get("lg_no_third") else published.get("lg_third_attn_type", "cross")
-        )
+        options["exchange"] = "none" if published.get("lg_no_third") else published.get("lg_third_attn_type", "cross")
         if published.get("lg_attn_param_sharing_first_third"):
             options["share_attention"] = "local_exchange"
         if published.get("lg_attn_param_sharing_all"):
@@ -128,9 +124,7 @@ def test_outputs_in_float64(golden):
 def test_published_names_come_back(golden):
     written = to_official(golden.model)
     assert set(written) == set(golden.meta["shapes"])
-    shared = bool(
-        {"lg_attn_param_sharing_first_third", "lg_attn_param_sharing_all"} & set(golden.config["lg"])
-    )
+    shared = bool({"lg_attn_param_sharing_first_third", "lg_attn_param_sharing_all"} & set(golden.config["lg"]))
     for name, value in written.items():
         # One shared attention stands under each step's name; of several values, the third step's came last.
         source = name.replace("first_attn.", "third_attn.") if shared else name

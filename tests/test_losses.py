@@ -11,9 +11,7 @@ from mae_dfer.losses import IMAGENET_MEAN, IMAGENET_STD, reconstruction_loss, re
 
 def make_clip(frames=4, height=32, width=16, batch=2, seed=0):
     """Pixels in [0, 1] and their ImageNet-normalised clip, float64."""
-    pixels = torch.rand(
-        batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)
-    ).double()
+    pixels = torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)).double()
     mean, std = (torch.tensor(values).double().view(3, 1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return pixels, (pixels - mean) / std
 
@@ -44,9 +42,7 @@ def target_by_loops(pixels, token, patch, tubelet):
     return torch.from_numpy(values.reshape(-1))
 
 
-@pytest.mark.parametrize(
-    ("patch", "tubelet"), [(8, 2), (16, 2), (8, 4)], ids=["patch8", "patch16", "tubelet4"]
-)
+@pytest.mark.parametrize(("patch", "tubelet"), [(8, 2), (16, 2), (8, 4)], ids=["patch8", "patch16", "tubelet4"])
 def test_targets_match_loops(patch, tubelet):
     pixels, clip = make_clip()
     tokens = (4 // tubelet) * (32 // patch) * (16 // patch)
@@ -105,9 +101,7 @@ def test_true_targets_reconstruct_the_input(tubelet):
 def test_pictures_differ_from_the_input_behind_the_mask_alone():
     pixels, clip = make_clip(frames=2)
     mask = torch.zeros(2, 8, dtype=torch.bool)
-    mask[0, 3] = mask[1, 6] = (
-        True  # rows of two patches: token 3 is row 1, column 1; token 6 is row 3, column 0
-    )
+    mask[0, 3] = mask[1, 6] = True  # rows of two patches: token 3 is row 1, column 1; token 6 is row 3, column 0
     frames = losses.reconstruct_frames(clip, mask, torch.zeros(2, 1, 2 * 64 * 3), 8)
     expected = pixels.clone()
     for index, rows, columns in ((0, slice(8, 16), slice(8, 16)), (1, slice(24, 32), slice(0, 8))):

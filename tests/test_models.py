@@ -7,8 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_dfer import create_model, list_models
 from mae_dfer.losses import reconstruction_loss, reconstruction_targets
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*backend of region attention cannot run:RuntimeWarning")
-
 LGI, VIT = "lgi_former_tiny_patch16_160", "vit_tiny_patch16_160"
 # Token grid (2, 2, 4); regions of 1 × 2 × 2 tokens: 4 of them, narrower than the grid.
 SIZES = {"img_size": (32, 64), "num_frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -82,9 +80,7 @@ def test_parameters_of_a_vit_of_the_same_width_and_depth():
     assert sum(parameter.numel() for parameter in model.parameters()) == 51_221_511
 
 
-@pytest.mark.parametrize(
-    ("name", "gmacs"), [("lgi_former_base_patch16_160", 49.65), ("vit_base_patch16_160", 80.69)]
-)
+@pytest.mark.parametrize(("name", "gmacs"), [("lgi_former_base_patch16_160", 49.65), ("vit_base_patch16_160", 80.69)])
 def test_multiply_accumulates_of_the_paper(name, gmacs):
     model = on_meta(name, fused_attn=False).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -118,9 +114,7 @@ def assert_fused_matches_eager(name, **overrides):
     torch.testing.assert_close(output, expected, rtol=2e-4, atol=2e-5)
     for name, gradient in expected_gradients.items():
         assert gradient is not None and gradients[name] is not None, name
-        torch.testing.assert_close(
-            gradients[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())
-        )
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
     return expected_gradients
 
 
@@ -205,9 +199,9 @@ def test_local_step_sees_its_own_region_alone():
 def test_hidden_pixels_do_not_reach_the_prediction():
     model = make("mae_" + LGI).eval()
     clip = make_clip()
-    changed = clip + 10 * MASK.view(2, 1, 2, 2, 4).repeat_interleave(2, 2).repeat_interleave(
-        16, 3
-    ).repeat_interleave(16, 4)
+    changed = clip + 10 * MASK.view(2, 1, 2, 2, 4).repeat_interleave(2, 2).repeat_interleave(16, 3).repeat_interleave(
+        16, 4
+    )
     assert not torch.equal(clip, changed)
     torch.testing.assert_close(model(clip, MASK), model(changed, MASK))
 

@@ -148,9 +148,7 @@ class ModelConfig:
 def override_names(model_name: str) -> list[str]:
     """What may be set on the model of this name, besides the name."""
     fields = [field.name for field in dataclasses.fields(ModelConfig) if field.name != "name"]
-    return (
-        fields if model_name.startswith("mae_") else [name for name in fields if name not in _DECODER_FIELDS]
-    )
+    return fields if model_name.startswith("mae_") else [name for name in fields if name not in _DECODER_FIELDS]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -178,9 +176,7 @@ def _check_types(config: ModelConfig) -> None:
         if field.name in ("img_size", "region_size"):
             axes = ("height", "width") if field.name == "img_size" else ("time", "height", "width")
             if not isinstance(value, (tuple, list)) or len(value) != len(axes) or not all(map(_whole, value)):
-                raise UserError(
-                    f"{field.name} must be {len(axes)} whole numbers ({', '.join(axes)}), got {value!r}"
-                )
+                raise UserError(f"{field.name} must be {len(axes)} whole numbers ({', '.join(axes)}), got {value!r}")
             _set(config, field.name, tuple(value))
         elif isinstance(field.default, bool):
             if not isinstance(value, bool):
@@ -224,18 +220,14 @@ def _check_divides(config: ModelConfig) -> None:
             )
     heads = [("embed_dim", config.embed_dim, "num_heads", config.num_heads)]
     if config.is_mae:
-        heads.append(
-            ("decoder_embed_dim", config.decoder_embed_dim, "decoder_num_heads", config.decoder_num_heads)
-        )
+        heads.append(("decoder_embed_dim", config.decoder_embed_dim, "decoder_num_heads", config.decoder_num_heads))
     for width_name, width, heads_name, number in heads:
         if width % number:
             raise UserError(
                 f"{width_name} {width} is not a multiple of {heads_name} {number}; "
                 f"take {_nearest_multiples(width, number)}"
             )
-    if not config.is_vit and any(
-        size % part for size, part in zip(config.grid_size, config.region_size, strict=True)
-    ):
+    if not config.is_vit and any(size % part for size, part in zip(config.grid_size, config.region_size, strict=True)):
         fits = [f"{axis} {_divisors(size)}" for axis, size in zip("thw", config.grid_size, strict=True)]
         raise UserError(
             f"region_size {config.region_size} does not divide the token grid {config.grid_size}; "
@@ -246,9 +238,7 @@ def _check_divides(config: ModelConfig) -> None:
 def _check_options(config: ModelConfig) -> None:
     """Options that contradict each other or the kind of model."""
     if config.is_mae and config.tubelet_size < 2:
-        raise UserError(
-            "tubelet_size must be at least 2 for pre-training: its motion target needs two frames"
-        )
+        raise UserError("tubelet_size must be at least 2 for pre-training: its motion target needs two frames")
     if config.is_vit:
         defaults = {field.name: field.default for field in dataclasses.fields(config)}
         for name in ("local_attention", "global_attention", "exchange", "share_attention"):
@@ -259,9 +249,7 @@ def _check_options(config: ModelConfig) -> None:
     if config.share_attention == "local_exchange" and config.exchange == "none":
         raise UserError("share_attention='local_exchange' has nothing to share with exchange='none'")
     if config.share_attention == "all" and config.exchange == "none" and not config.global_attention:
-        raise UserError(
-            "share_attention='all' has nothing to share with exchange='none' and global_attention=False"
-        )
+        raise UserError("share_attention='all' has nothing to share with exchange='none' and global_attention=False")
 
 
 def _nearest_multiples(size: int, unit: int) -> str:
