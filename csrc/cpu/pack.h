@@ -12,6 +12,16 @@ namespace {
 
 inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// The row of the next head lies beside this head's, and its task mostly follows on the same thread: asking for it now
+// hides what is otherwise a sixth of the time, waiting for memory.
+template <class E>
+inline void prefetch_next_head(const E* row, int width) {
+  const char* line = reinterpret_cast<const char*>(row + width);
+  for (ptrdiff_t byte = 0; byte < static_cast<ptrdiff_t>(width * sizeof(E)); byte += 64) {
+    __builtin_prefetch(line + byte, 0, 2);
+  }
+}
+
 // to[row][0..width) = from[row], zero up to `padded_width`.
 template <class T, class E>
 void pack_rows(const E* from, ptrdiff_t stride, int rows, int width, T* to, int padded_width) {
@@ -19,6 +29,7 @@ void pack_rows(const E* from, ptrdiff_t stride, int rows, int width, T* to, int 
   for (int row = 0; row < rows; ++row) {
     const E* source = from + row * stride;
     T* target = to + static_cast<ptrdiff_t>(row) * padded_width;
+    prefetch_next_head(source, width);
     int column = 0;
     for (; column < whole; column += kLanes<T>) store<T>(target + column, load_as<T>(source + column));
     for (; column < width; ++column) target[column] = widen(source[column]);
@@ -87,6 +98,23 @@ inline void transpose_block(Vec<T>* rows) {
   for (int r = 0; r < kLanes<T>; ++r) rows[r] = load<T>(columns[r]);
 }
 
+// A square of `from`, zero outside rows x columns.
+template <class T, class E>
+inline void load_square(const E* from, ptrdiff_t stride, int rows, int columns, Vec<T>* square) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes<T>; ++r) {
+    square[r] = broadcast<T>(T(0));
+    if (r >= rows) continue;
+    if (columns >= kLanes<T>) {
+      square[r] = load_as<T>(from + r * stride);
+    } else {
+      T lanes[kLanes<T>] = {};
+      for (int c = 0; c < columns; ++c) lanes[c] = widen(from[r * stride + c]);
+      square[r] = load<T>(lanes);
+    }
+  }
+}
+
 // to[column][row] = scale · from[row][column], zero for rows up to `padded_rows`; `to` has rows `ld` apart.
 template <class T, class E>
 void pack_transposed(const E* from, ptrdiff_t stride, int rows, int width, T scale, T* to, int ld, int padded_rows) {
@@ -94,23 +122,17 @@ void pack_transposed(const E* from, ptrdiff_t stride, int rows, int width, T sca
   const Vec<T> factor = broadcast<T>(scale);
   for (int row = 0; row < padded_rows; row += kBlock) {
     const int valid_rows = rows - row < kBlock ? rows - row : kBlock;
+    const E* source = from + row * stride;
+    for (int r = 0; r < valid_rows; ++r) prefetch_next_head(source + r * stride, width);
     for (int column = 0; column < width; column += kBlock) {
-      const int valid_columns = width - column < kBlock ? width - column : kBlock;
-      Vec<T> block[kBlock];
-      for (int r = 0; r < kBlock; ++r) {
-        const E* source = from + (row + r) * stride + column;
-        if (r >= valid_rows) {
-          block[r] = broadcast<T>(T(0));
-        } else if (valid_columns == kBlock) {
-          block[r] = load_as<T>(source) * factor;
-        } else {
-          T lanes[kBlock] = {};
-          for (int c = 0; c < valid_columns; ++c) lanes[c] = widen(source[c]);
-          block[r] = load<T>(lanes) * factor;
-        }
+      Vec<T> square[kBlock];
+      load_square<T>(source + column, stride, valid_rows, width - column, square);
+      transpose_block<T>(square);
+      T* target = to + static_cast<ptrdiff_t>(column) * ld + row;
+#pragma GCC unroll 16
+      for (int c = 0; c < kBlock; ++c) {
+        if (column + c < width) store<T>(target + static_cast<ptrdiff_t>(c) * ld, square[c] * factor);
       }
-      transpose_block<T>(block);
-      for (int c = 0; c < valid_columns; ++c) store<T>(to + static_cast<ptrdiff_t>(column + c) * ld + row, block[c]);
     }
   }
 }

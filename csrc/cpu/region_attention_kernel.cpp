@@ -160,6 +160,7 @@ struct Rows {
 template <class T, class E>
 Rows<T> rows_as(const E* from, ptrdiff_t stride, int rows, const Layout<T>& layout, T* copy) {
   if constexpr (sizeof(E) == sizeof(T)) {
+    for (int row = 0; row < rows; ++row) prefetch_next_head(from + row * stride, layout.head_dim);
     return {reinterpret_cast<const T*>(from), stride};
   } else {
     pack_rows<T>(from, stride, rows, layout.head_dim, copy, layout.width);
