@@ -38,15 +38,14 @@ def contact_sheet(people: int = 3, columns: int = 6, split: str = "train", size:
 
 def save_contact_sheet(path: Path, **options: int | str) -> None:
     """Writes :func:`contact_sheet` as a picture; the suffix of ``path`` names the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.haveImageWriter(str(path)):
+        raise UserError(f"{path}: unknown picture format; use .png or .jpg")
     sheet = contact_sheet(**options)  # type: ignore[arg-type]
     try:
-        coded, data = cv2.imencode(path.suffix, sheet[..., ::-1])
-    except cv2.error as error:
-        raise UserError(f"{path}: unknown picture format; use .png or .jpg") from error
-    if not coded:
-        raise UserError(f"{path}: the picture could not be encoded; use .png or .jpg")
-    path.write_bytes(data.tobytes())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(path.suffix, sheet[..., ::-1])[1].tobytes())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def _write(sheet: np.ndarray, text: str, place: tuple[int, int]) -> None:

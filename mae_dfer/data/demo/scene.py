@@ -62,7 +62,7 @@ def _light(rng: np.random.Generator) -> Light:
         direction=direction / np.linalg.norm(direction),
         strength=float(rng.uniform(0.3, 0.75)),
         colour=np.array([1.0 + warmth, 1.0, 1.0 - warmth]),
-        exposure=float(rng.uniform(0.92, 1.2)),
+        exposure=float(rng.uniform(0.9, 1.12)),
     )
 
 
@@ -90,14 +90,14 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     """A gradient with blurred shapes or a soft texture over it."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE - 0.5
     grey = rng.uniform(50, 195)
-    near, far = (np.clip(grey + rng.normal(0, 28, 3), 15, 235) for _ in range(2))
+    near, far = (np.clip(grey + rng.normal(0, 18, 3), 15, 235) for _ in range(2))
     angle = rng.uniform(0, 2 * np.pi)
     slope = (0.5 + 0.8 * (x * np.cos(angle) + y * np.sin(angle))).clip(0, 1)[..., None]
     picture = (near + slope * (far - near)).astype(np.float32)
     kind = rng.choice(("plain", "shapes", "texture"))
     if kind == "shapes":
         for _ in range(rng.integers(3, 8)):
-            colour = np.clip(grey + rng.normal(0, 45, 3), 10, 245)
+            colour = np.clip(grey + rng.normal(0, 20) + rng.normal(0, 24, 3), 10, 245)
             centre, radius = rng.integers(0, SIZE, 2), int(rng.integers(6, 26))
             if rng.random() < 0.5:
                 cv2.circle(picture, centre.tolist(), radius, colour.tolist(), -1, cv2.LINE_AA)

@@ -136,7 +136,7 @@ def mouth(who: Identity, pose: Pose, gains: tuple[float, float]) -> Mouth:
     along, dome = _MOUTH_ALONG, _DOME
     side = np.where(along < 0, gains[0], gains[1])
     smile, frown = pose.smile * side, pose.frown * side
-    width = who.mouth_width + 3.6 * smile - 1.0 * frown - 2.9 * pose.pucker + 2.0 * pose.lip_stretch - 2.6 * pose.jaw
+    width = who.mouth_width + 3.6 * smile - 1.0 * frown - 2.9 * pose.pucker + 2.0 * pose.lip_stretch - 1.7 * pose.jaw
     width = width - 0.8 * pose.lip_raise - 0.6 * pose.lip_press
     x = CENTRE_X + along * width
 
@@ -144,7 +144,7 @@ def mouth(who: Identity, pose: Pose, gains: tuple[float, float]) -> Mouth:
     rise = who.mouth_rest * (1.0 - pose.jaw) + 5.2 * smile - 5.0 * frown - 1.2 * pose.lip_raise - 1.5 * pose.jaw
     seam = who.mouth_y - rise * np.abs(along) ** 1.7 + 0.9 * smile - 1.6 * frown + 1.6 * pose.jaw - 1.1 * pose.chin
 
-    round_gap = dome ** (0.5 + 0.2 * pose.smile)
+    round_gap = dome ** (0.44 + 0.26 * pose.smile)
     open_up = 3.4 * pose.jaw + 1.5 * pose.smile
     open_down = 8.8 * pose.jaw + 1.5 * pose.smile
     # The raised upper lip is squared off and bares the teeth.
@@ -181,7 +181,8 @@ def nose_wings(who: Identity, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
     right = np.array(
         [(0.94 * width, y - 3.6), (1.08 * width, y - 1.4), (0.8 * width, y + 0.5), (0.36 * width, y + 0.1)]
     )
-    return tuple(curve(right * (side, 1.0) + (CENTRE_X, 0.0), 4) for side in (-1, 1))  # type: ignore[return-value]
+    left = right * (-1.0, 1.0)
+    return curve(left + (CENTRE_X, 0.0), 4), curve(right + (CENTRE_X, 0.0), 4)
 
 
 def nostrils(who: Identity, pose: Pose) -> list[np.ndarray]:
