@@ -13,6 +13,7 @@ from typing import NamedTuple
 MAX_TOKENS = 1024
 HEAD_DIMS = (16, 32, 64, 128)
 _MAX_OPERAND_BYTES = 16 * 1024
+_MAX_ROW_BYTES = 256
 _PACKED_BLOCK = 64
 
 
@@ -36,17 +37,20 @@ class Loop(NamedTuple):
 def tile_block(tokens: int, head_dim: int, itemsize: int) -> int | None:
     """Rows of the tile that holds a region, or None where its keys or values are too large to stay on chip.
 
-    An operand of a tile is at most 16 KiB: 128 rows at D = 64 in 16-bit types, 64 in float32.
+    An operand of a tile is at most 16 KiB: 128 rows at D = 64 in 16-bit types, 64 in float32. float32 at
+    D = 128 spills registers in any tile kernel.
     """
-    block = max(16, 1 << (tokens - 1).bit_length())
-    return block if block <= 128 and block * head_dim * itemsize <= _MAX_OPERAND_BYTES else None
+    block = _power_of_two(tokens)
+    row_bytes = head_dim * itemsize
+    fits = block <= 128 and block * row_bytes <= _MAX_OPERAND_BYTES and row_bytes <= _MAX_ROW_BYTES
+    return block if fits else None
 
 
 def tile_forward(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Tile | None:
     """Settings of `forward_tile`, or None where the loop kernel is to run.
 
-    Registers at D = 64 in bfloat16 on sm_80 / 90 / 100 with Triton 3.9: 124 / 87 / 72 at S = 11, 105 / 74 / 49
-    at S = 41 and 51, 146 / 126 / 93 at S = 101.
+    Registers at D = 64 in bfloat16 on sm_80 / 90 / 100 with Triton 3.9: 124 / 87 / 72 at S = 11, at most
+    105 / 74 / 53 at S = 41 and 51, 146 / 126 / 93 at S = 101.
     """
     if tile_block(tokens, head_dim, itemsize) is None:
         return None
@@ -77,8 +81,13 @@ def _pack(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> tuple[int
     """
     rows = min(_PACKED_BLOCK, _MAX_OPERAND_BYTES // (head_dim * itemsize))
     if 2 * tokens > rows or dropout:
-        return max(16, 1 << (tokens - 1).bit_length()), 1
+        return _power_of_two(tokens), 1
     return rows, rows // tokens
+
+
+def _power_of_two(tokens: int) -> int:
+    """Rows of a tile for one region; a matrix product needs 16."""
+    return max(16, 1 << (tokens - 1).bit_length())
 
 
 def loop_forward(head_dim: int, itemsize: int) -> Loop:

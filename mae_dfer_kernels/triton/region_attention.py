@@ -65,9 +65,7 @@ def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: i
     return out
 
 
-def backward(
-    grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int
-) -> Tensor:
+def backward(grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
     """Gradient of `forward` with respect to ``qkv``, from ``qkv`` alone: the probabilities are recomputed.
 
     ``grad_out`` (R, S, H*D), of any strides; returns (R, S, 3*H*D), contiguous, in the dtype of ``qkv``.
@@ -103,9 +101,7 @@ def backward(
     return grad_qkv
 
 
-def _launch_tile(
-    kernel: Any, tile: launch.Tile, regions: int, tokens: int, arguments: dict[str, Any]
-) -> None:
+def _launch_tile(kernel: Any, tile: launch.Tile, regions: int, tokens: int, arguments: dict[str, Any]) -> None:
     groups = -(-regions // tile.regions)
     with _on_device(arguments["p_qkv"].device):
         kernel[(groups * arguments["H"],)](
@@ -187,7 +183,7 @@ def _unavailable_for(qkv: Tensor, num_heads: int) -> str | None:
     if head_dim not in launch.HEAD_DIMS:
         return f"D = {head_dim} channels a head; choose num_heads so that D is one of {launch.HEAD_DIMS}"
     if tokens > launch.MAX_TOKENS:
-        return f"S = {tokens} tokens a region; at most {launch.MAX_TOKENS} are supported: take smaller regions"
+        return f"S = {tokens} tokens a region; take regions of at most {launch.MAX_TOKENS}"
     # 16 queries or more to a program, so that no kernel starts more than this many.
     if regions * num_heads * (-(-tokens // 16)) > _MAX_PROGRAMS:
         return f"R * H = {regions * num_heads} is more than one launch can start; split the batch"

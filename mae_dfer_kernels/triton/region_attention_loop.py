@@ -157,9 +157,7 @@ def backward_loop_dkdv(
         b_dp = dot(b_v, tl.trans(b_do))
         b_dropped = b_p
         if DROPOUT:
-            keep = tl.trans(
-                dropout_keep(seed, threshold, o_query, first, region * H + head, ROWS, COLUMNS)
-            )
+            keep = tl.trans(dropout_keep(seed, threshold, o_query, first, region * H + head, ROWS, COLUMNS))
             b_dropped = tl.where(keep, b_p * keep_scale, 0.0)
             b_dp = tl.where(keep, b_dp * keep_scale, 0.0)
         b_dv += dot(cast(b_dropped, b_do.dtype), b_do)

@@ -53,8 +53,8 @@ def forward_tile(
 
 @triton.jit(do_not_specialize=["num_regions", "seed", "threshold"])
 def backward_tile(
-    p_grad_out, p_qkv, p_dqkv, num_regions, stride_grad_region, stride_grad_token, stride_region, stride_token,
-    scale, scale_log2, keep_scale, seed: tl.int64, threshold: tl.uint32, S: tl.constexpr, H: tl.constexpr,
+    p_grad_out, p_qkv, p_dqkv, num_regions, stride_grad_region, stride_grad_token, stride_region,
+    stride_token, scale, scale_log2, keep_scale, seed: tl.int64, threshold: tl.uint32, S: tl.constexpr, H: tl.constexpr,
     D: tl.constexpr, REGIONS: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dq, dk, dv into the packed dqkv, CHUNK query rows at a time. Grid: (groups * H,)."""
