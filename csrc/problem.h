@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 namespace mae_dfer {
 
@@ -31,21 +29,9 @@ struct RegionAttention {
 
   bool empty() const { return regions == 0 || tokens == 0; }
 
-  void check(bool backward) const {
-    require(static_cast<int>(dtype) >= 0 && static_cast<int>(dtype) <= 3, "dtype code is not known");
-    require(regions >= 0 && tokens >= 0, "regions and tokens must not be negative");
-    require(heads >= 1 && head_dim >= 1, "heads and head_dim must be at least 1");
-    require(dropout_p >= 0.0 && dropout_p < 1.0, "dropout_p must be in [0, 1)");
-    require(threads >= 1, "threads must be at least 1");
-    if (empty()) return;
-    require(qkv != nullptr && result != nullptr, "an address is null");
-    require(!backward || grad_out != nullptr, "the address of grad_out is null");
-  }
-
- private:
-  static void require(bool holds, const char* complaint) {
-    if (!holds) throw std::invalid_argument(std::string("region_attention: ") + complaint);
-  }
+  // Throws std::invalid_argument. Defined in problem.cpp: code compiled for one instruction set must bring in no
+  // inline function of the standard library, which the linker could then pick for all.
+  void check(bool backward) const;
 };
 
 }  // namespace mae_dfer

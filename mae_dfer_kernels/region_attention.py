@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels import backends
+from mae_dfer_kernels import backends, reference
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,13 +26,13 @@ _LIBRARY.define(
 
 
 def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
-    return backends.module(backend).forward(qkv, num_heads, scale, dropout_p, seed)  # type: ignore[no-any-return]
+    return backends.module(backend).forward(qkv, num_heads, scale, dropout_p, seed)
 
 
 def _backward(
     grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str
 ) -> Tensor:
-    return backends.module(backend).backward(  # type: ignore[no-any-return]
+    return backends.module(backend).backward(
         grad_out, qkv, num_heads, scale, dropout_p, seed
     )
 
@@ -62,6 +62,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     (qkv,) = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
+        num_heads, scale, dropout_p, seed, _ = ctx.options
+        out = reference.region_attention(qkv, num_heads, scale, dropout_p, seed)
+        return torch.autograd.grad(out, qkv, grad_out, create_graph=True) + (None,) * 5
     return _backward_op(grad_out, qkv, *ctx.options), None, None, None, None, None
 
 
@@ -77,10 +82,9 @@ class _RegionAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, *options: Any) -> Tensor:
         _setup_context(ctx, (qkv, *options), qkv)
-        return _forward_op(qkv, *options)  # type: ignore[no-any-return]
+        return _forward_op(qkv, *options)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         return _gradient(ctx, grad_out)
 
@@ -131,8 +135,8 @@ def region_attention(
         raise TypeError(f"backend must be a string, got {type(backend).__name__}")
     resolved = backends.choose(backend, qkv, num_heads)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and qkv.requires_grad):
-        return _forward_op(qkv, num_heads, scale, dropout_p, seed, resolved)  # type: ignore[no-any-return]
-    return _RegionAttention.apply(qkv, num_heads, scale, dropout_p, seed, resolved)  # type: ignore[no-any-return]
+        return _forward_op(qkv, num_heads, scale, dropout_p, seed, resolved)
+    return _RegionAttention.apply(qkv, num_heads, scale, dropout_p, seed, resolved)
 
 
 def _check_qkv(qkv: Tensor, num_heads: int) -> int:
