@@ -152,7 +152,7 @@ def backward_loop_dkdv(
         b_inverse = tl.load(p_row + statistic, mask=m_query, other=0.0)
         b_delta = tl.load(p_row + 2 * statistic.to(tl.int64), mask=m_query, other=0.0)
         # Transposed, (COLUMNS, ROWS): P and dS are then left operands as they come out of the products above
-        # them. Neither needs a mask: padding keys are not stored, and b_inverse is zero for padding queries.
+        # them. Neither needs a mask: padding keys are not stored, and padding queries have q = dO = 0.
         b_p = tl.exp2(dot(b_k, tl.trans(b_q)) * scale_log2 - b_max[None, :]) * b_inverse[None, :]
         b_dp = dot(b_v, tl.trans(b_do))
         b_dropped = b_p
