@@ -12,8 +12,10 @@ class. The people of ``test`` are not in ``train``. The classes are defined so:
 * ``angry`` and ``disgust``: the same two parts, lowered brows and a raised upper lip. Angry: the brows lead in
   and out, the lip follows. Disgust: the lip leads, the brows follow.
 
-Within each of the last two pairs one class is the other played backwards, so single frames are distributed
-alike and only the order in time tells them apart: ``MOTION_DEFINED`` names the four.
+Within each of the last two pairs one class is the other played backwards, so the frames of a clip, taken
+without their order, are distributed alike and only the order tells the classes apart: ``MOTION_DEFINED`` names
+the four. (A frame together with its place in the clip does hint at the order: lowered brows early on mean that
+the brows led.)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from mae_dfer.errors import UserError
 
@@ -15,13 +16,13 @@ from .render import clips_of, frames_of
 GAP, LABEL, HEADER = 6, 70, 18
 
 
-def contact_sheet(people: int = 3, columns: int = 6, split: str = "train", size: int = 80) -> np.ndarray:
+def contact_sheet(people: int = 3, columns: int = 5, split: str = "train", size: int = 80) -> np.ndarray:
     """uint8 RGB: ``people`` blocks, each with len(CLASSES) rows and ``columns`` moments of the unfolding."""
     moments = np.linspace(FIRST, LAST, columns).round().astype(int)
     block = columns * size + GAP
     sheet = np.full((HEADER + len(CLASSES) * (size + 2), LABEL + people * block, 3), 255, np.uint8)
     for clip in clips_of(split, people * len(CLASSES)):
-        person, row = divmod(clip.index, len(CLASSES))
+        person, row = divmod(clip.number, len(CLASSES))
         frames = list(frames_of(clip))
         top = HEADER + row * (size + 2)
         for column, moment in enumerate(moments):
@@ -38,12 +39,14 @@ def contact_sheet(people: int = 3, columns: int = 6, split: str = "train", size:
 
 def save_contact_sheet(path: Path, **options: int | str) -> None:
     """Writes :func:`contact_sheet` as a picture; the suffix of ``path`` names the format."""
-    if not cv2.haveImageWriter(str(path)):
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"{path}: unknown picture format; use .png or .jpg")
-    sheet = contact_sheet(**options)  # type: ignore[arg-type]
+    picture = Image.fromarray(contact_sheet(**options))  # type: ignore[arg-type]
+    if path.suffix.lower() == ".png":
+        picture = picture.quantize(256, kmeans=2)  # a third of the size
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(cv2.imencode(path.suffix, sheet[..., ::-1])[1].tobytes())
+        picture.save(path, optimize=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
 

@@ -1,6 +1,6 @@
 """One face, one pose → one frame.
 
-The head is painted upright in its own picture, in flat colours with straight (premultiplied) alpha at twice the
+The head is painted upright in its own picture, in flat colours with premultiplied alpha at twice the
 size; shrunk; shaded by maps of the light and by the blurred creases of the pose; then turned and moved onto the
 background.
 """
@@ -30,13 +30,13 @@ def _fixed(points: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _fill(picture: np.ndarray, points: np.ndarray, paint: Paint | float, scale: int = SCALE) -> None:
-    cv2.fillPoly(picture, [_fixed(points, scale)], paint, cv2.LINE_AA, _SHIFT)  # type: ignore[call-overload]
+    cv2.fillPoly(picture, [_fixed(points, scale)], paint, cv2.LINE_AA, _SHIFT)
 
 
 def _line(picture: np.ndarray, points: np.ndarray, paint: Paint | float, width: float, scale: int = SCALE) -> None:
     """An open stroke; OpenCV knows whole widths only, so anything finer than the grid comes from ``scale``."""
     thickness = max(1, round(width * scale))
-    cv2.polylines(picture, [_fixed(points, scale)], False, paint, thickness, cv2.LINE_AA, _SHIFT)  # type: ignore[call-overload]
+    cv2.polylines(picture, [_fixed(points, scale)], False, paint, thickness, cv2.LINE_AA, _SHIFT)
 
 
 def _disc(picture: np.ndarray, centre: tuple[float, float], radius: float, paint: Paint) -> None:
@@ -159,10 +159,9 @@ class FacePainter:
             _fill(mask, polygon, 255.0)
         alpha = cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)[..., None] / 255
         alpha = alpha * self._hair.opacity
-        strands = looks.normal(0, 1, (SIDE, SIDE)).astype(np.float32)
-        strands = cv2.GaussianBlur(strands, (0, 0), sigmaX=1.0, sigmaY=6.0)
-        if self.who.hair_style == "scarf":
-            strands = cv2.GaussianBlur(strands, (0, 0), 5.0)
+        sigma = (1.0, 6.0) if self.who.hair_style != "scarf" else (5.0, 8.0)
+        grain = looks.normal(0, 1, (SIDE, SIDE)).astype(np.float32)
+        strands = cv2.GaussianBlur(grain, (0, 0), sigmaX=sigma[0], sigmaY=sigma[1])
         y = np.arange(SIDE, dtype=np.float32)[:, None] - MARGIN
         crown = 0.16 * np.exp(-0.5 * ((y - self.who.top_y - 4.0) / 5.0) ** 2)
         colour = np.array(self._hair_colour(), np.float32) * (1.0 + 0.09 * strands / strands.std() + crown)[..., None]

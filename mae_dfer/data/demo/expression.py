@@ -107,7 +107,7 @@ def _start(rng: np.random.Generator, duration: float) -> float:
 
 def _burst(rng: np.random.Generator) -> tuple[np.ndarray, dict[str, float]]:
     """Abrupt onset, slow decay."""
-    rise, hold, fall = rng.uniform(2.5, 4.0), rng.uniform(1.0, 3.0), rng.uniform(14.0, 18.0)
+    rise, hold, fall = rng.uniform(2.0, 3.5), rng.uniform(1.0, 2.5), rng.uniform(12.0, 16.0)
     start = _start(rng, rise + hold + fall)
     return pulse(start, rise, hold, fall), {"start": start, "rise": rise, "hold": hold, "fall": fall}
 
@@ -120,7 +120,7 @@ def _surprise(rng: np.random.Generator, units: np.ndarray, intensity: float) -> 
 
 def _angry(rng: np.random.Generator, units: np.ndarray, intensity: float) -> dict[str, float]:
     """Brows lead, lip follows, on and off, by ``lag`` frames; both held together in between."""
-    rise, hold, fall, lag = rng.uniform(2.5, 4.0), rng.uniform(8.0, 10.0), rng.uniform(2.5, 4.0), rng.uniform(6.0, 8.5)
+    rise, hold, fall, lag = rng.uniform(2.0, 3.5), rng.uniform(6.0, 8.0), rng.uniform(2.0, 3.5), rng.uniform(5.5, 7.5)
     start = _start(rng, rise + hold + fall + lag)
     _add(units, BROWS_DOWN, intensity * pulse(start, rise, hold, fall))
     _add(units, LIP_UP, intensity * pulse(start + lag, rise, hold, fall))

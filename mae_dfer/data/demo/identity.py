@@ -6,6 +6,7 @@ Lengths are pixels of the 96 x 96 frame, y downwards; colours are RGB in 0..255.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def _colour(values: np.ndarray) -> Colour:
     return (red, green, blue)
 
 
-def _colours(rng: np.random.Generator, tone: float, age: float, feminine: bool) -> dict[str, Colour]:
+def _colours(rng: np.random.Generator, tone: float, age: float, feminine: bool) -> dict[str, Any]:
     columns = np.arange(len(SKIN_TONES))
     skin = np.array([np.interp(tone, columns, channel) for channel in SKIN_TONES.T]) + rng.normal(0, 2.5, 3)
     names = DARK_HAIR if tone > 5.5 else tuple(HAIR_COLOURS)
@@ -122,7 +123,7 @@ def _colours(rng: np.random.Generator, tone: float, age: float, feminine: bool) 
     }
 
 
-def _style(rng: np.random.Generator, age: float, feminine: bool) -> dict[str, str]:
+def _style(rng: np.random.Generator, age: float, feminine: bool) -> dict[str, Any]:
     styles = LONG_STYLES if feminine else SHORT_STYLES
     weights = np.array([1.0] * len(styles))
     if not feminine:
@@ -135,7 +136,7 @@ def _style(rng: np.random.Generator, age: float, feminine: bool) -> dict[str, st
     }
 
 
-def _proportions(rng: np.random.Generator, age: float, feminine: bool) -> dict[str, float]:
+def _proportions(rng: np.random.Generator, age: float, feminine: bool) -> dict[str, Any]:
     face = rng.uniform(28.5, 32.0)
     eye_y = rng.uniform(41.5, 44.0)
     nose_y = eye_y + rng.uniform(14.0, 16.5)

@@ -1,4 +1,4 @@
-"""One clip of the set: who, what, where → frames → an H.264 file. A clip is a function of (split, index)."""
+"""One clip of the set: who, what, where → frames → an H.264 file. A clip is a function of (split, number)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Clip(NamedTuple):
     """One clip before it is drawn."""
 
     split: str
-    index: int
+    number: int  # within the split
     identity: int
     label: int
     take: int
@@ -43,7 +43,7 @@ class Clip(NamedTuple):
     @property
     def file(self) -> str:
         """Relative to the set's folder, with forward slashes."""
-        return f"clips/{self.split}_{self.index:04d}_{self.expression}_id{self.identity:02d}.mp4"
+        return f"clips/{self.split}_{self.number:04d}_{self.expression}_id{self.identity:02d}.mp4"
 
 
 def clips_of(split: str, limit: int | None = None) -> list[Clip]:
@@ -51,10 +51,10 @@ def clips_of(split: str, limit: int | None = None) -> list[Clip]:
     people = IDENTITIES[split]
     total = len(people) * len(CLASSES) * TAKES
     found = []
-    for index in range(total if limit is None else min(limit, total)):
-        turn, label = divmod(index, len(CLASSES))
+    for number in range(total if limit is None else min(limit, total)):
+        turn, label = divmod(number, len(CLASSES))
         take, person = divmod(turn, len(people))
-        found.append(Clip(split, index, people[person], label, take))
+        found.append(Clip(split, number, people[person], label, take))
     return found
 
 
@@ -67,7 +67,7 @@ def identity_of(number: int) -> Identity:
 
 
 def course_of(clip: Clip) -> Course:
-    return sample_course(_stream(_COURSE_STREAM, SPLITS.index(clip.split), clip.index), clip.expression)
+    return sample_course(_stream(_COURSE_STREAM, SPLITS.index(clip.split), clip.number), clip.expression)
 
 
 def describe(clip: Clip) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def describe(clip: Clip) -> dict[str, Any]:
 
 def frames_of(clip: Clip) -> Iterator[np.ndarray]:
     """Yields FRAMES pictures, uint8 RGB (SIZE, SIZE, 3)."""
-    scene = sample_scene(_stream(_SCENE_STREAM, SPLITS.index(clip.split), clip.index))
+    scene = sample_scene(_stream(_SCENE_STREAM, SPLITS.index(clip.split), clip.number))
     painter = FacePainter(identity_of(clip.identity), scene, identity_seed=clip.identity)
     course = course_of(clip)
     for index in range(FRAMES):
