@@ -28,7 +28,7 @@ _NUM_HEADS = 8
 _ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Types of the parameters that are neither pointers to `dtype`, nor strides, nor compile-time constants.
 _TYPES = {
-    "p_statistics": "*fp32", "num_regions": "i32", "S": "i32", "statistic": "i64", "scale": "fp32",
+    "p_statistics": "*fp32", "num_regions": "i32", "statistic": "i64", "scale": "fp32",
     "scale_log2": "fp32", "keep_scale": "fp32", "seed": "i64", "threshold": "u32",
 }  # fmt: skip
 
@@ -72,23 +72,23 @@ def _kernels(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Iterat
         yield tile_kernels.forward_tile, _tile_constants(tokens, tile), tile.num_warps
     else:
         loop = launch.loop_forward(head_dim, itemsize)
-        yield loop_kernels.forward_loop, _loop_constants(loop), loop.num_warps
+        yield loop_kernels.forward_loop, _loop_constants(tokens, loop), loop.num_warps
     tile = launch.tile_backward(*shape)
     if tile is not None:
         yield tile_kernels.backward_tile, _tile_constants(tokens, tile), tile.num_warps
         return
     loop = launch.loop_backward_dq(head_dim, itemsize)
-    yield loop_kernels.backward_loop_dq, _loop_constants(loop), loop.num_warps
+    yield loop_kernels.backward_loop_dq, _loop_constants(tokens, loop), loop.num_warps
     loop = launch.loop_backward_dkdv(head_dim, itemsize)
-    yield loop_kernels.backward_loop_dkdv, _loop_constants(loop), loop.num_warps
+    yield loop_kernels.backward_loop_dkdv, _loop_constants(tokens, loop), loop.num_warps
 
 
 def _tile_constants(tokens: int, tile: launch.Tile) -> dict[str, int]:
     return {"S": tokens, "REGIONS": tile.regions, "BLOCK": tile.block, "CHUNK": tile.chunk}
 
 
-def _loop_constants(loop: launch.Loop) -> dict[str, int]:
-    return {"ROWS": loop.rows, "COLUMNS": loop.columns}
+def _loop_constants(tokens: int, loop: launch.Loop) -> dict[str, int]:
+    return {"S": tokens, "ROWS": loop.rows, "COLUMNS": loop.columns}
 
 
 def _compile(kernel: Any, dtype: str, capability: int, constants: dict[str, int | bool], num_warps: int) -> Resources:

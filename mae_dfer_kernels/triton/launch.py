@@ -100,7 +100,7 @@ def loop_forward(head_dim: int, itemsize: int) -> Loop:
 def loop_backward_dq(head_dim: int, itemsize: int) -> Loop:
     """Settings of `backward_loop_dq`."""
     if itemsize == 4:
-        return Loop(32, 32, num_warps=4 if head_dim <= 64 else 8)
+        return Loop(32, 32, num_warps=4) if head_dim <= 64 else Loop(32, 16, num_warps=8)
     return Loop(64, 32, num_warps=4)
 
 

@@ -15,7 +15,7 @@ from mae_dfer_kernels.triton.primitives import cast, dot, dropout_keep, load_row
 
 
 @triton.jit
-def _locate(S, H: tl.constexpr, ROWS: tl.constexpr):
+def _locate(S: tl.constexpr, H: tl.constexpr, ROWS: tl.constexpr):
     """(region, head, first row) of this program; tiles of a head are neighbours, then heads of a region."""
     tiles = tl.cdiv(S, ROWS)
     region_head = tl.program_id(0) // tiles
@@ -23,27 +23,27 @@ def _locate(S, H: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _load_tile(p_base, region, o_row, S, stride_region, stride_token, D: tl.constexpr):
+def _load_tile(p_base, region, o_row, S: tl.constexpr, stride_region, stride_token, D: tl.constexpr):
     return load_rows(p_base, row_offsets(region, o_row, stride_region, stride_token), o_row < S, D)
 
 
 @triton.jit
-def _store_tile(p_base, region, o_row, S, WIDTH: tl.constexpr, b_value, D: tl.constexpr):
+def _store_tile(p_base, region, o_row, S: tl.constexpr, WIDTH: tl.constexpr, b_value, D: tl.constexpr):
     """Rows of a contiguous (R, S, WIDTH)."""
-    o_token = row_offsets(region, o_row, S.to(tl.int64) * WIDTH, WIDTH)
+    o_token = row_offsets(region, o_row, S * WIDTH, WIDTH)
     store_rows(p_base, o_token, o_row < S, b_value, D)
 
 
 @triton.jit
-def _scores(b_q, b_k, o_key, S, scale_log2):
+def _scores(b_q, b_k, o_key, S: tl.constexpr, scale_log2):
     return tl.where((o_key < S)[None, :], dot(b_q, tl.trans(b_k)) * scale_log2, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["S", "seed", "threshold"])
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def forward_loop(
-    p_qkv, p_out, S, stride_region, stride_token, scale_log2, keep_scale, seed: tl.int64,
-    threshold: tl.uint32, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    DROPOUT: tl.constexpr,
+    p_qkv, p_out, stride_region, stride_token, scale_log2, keep_scale, seed: tl.int64,
+    threshold: tl.uint32, S: tl.constexpr, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """out = dropout(softmax(scale * q k^T)) v for ROWS queries. Grid: (R * H * ceil(S / ROWS),)."""
     region, head, first = _locate(S, H, ROWS)
@@ -70,11 +70,12 @@ def forward_loop(
     _store_tile(p_out + head * D, region, o_query, S, H * D, b_out / b_sum[:, None], D)
 
 
-@triton.jit(do_not_specialize=["S", "statistic", "seed", "threshold"])
+@triton.jit(do_not_specialize=["statistic", "seed", "threshold"])
 def backward_loop_dq(
-    p_grad_out, p_qkv, p_dqkv, p_statistics, S, statistic, stride_grad_region, stride_grad_token,
+    p_grad_out, p_qkv, p_dqkv, p_statistics, statistic, stride_grad_region, stride_grad_token,
     stride_region, stride_token, scale, scale_log2, keep_scale, seed: tl.int64, threshold: tl.uint32,
-    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DROPOUT: tl.constexpr,
+    S: tl.constexpr, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dq and the row statistics of ROWS queries: two passes over the keys. Grid: (R * H * ceil(S / ROWS),).
 
@@ -126,11 +127,12 @@ def backward_loop_dq(
     _store_tile(p_dqkv + head * D, region, o_query, S, 3 * H * D, b_dq * scale, D)
 
 
-@triton.jit(do_not_specialize=["S", "statistic", "seed", "threshold"])
+@triton.jit(do_not_specialize=["statistic", "seed", "threshold"])
 def backward_loop_dkdv(
-    p_grad_out, p_qkv, p_dqkv, p_statistics, S, statistic, stride_grad_region, stride_grad_token,
+    p_grad_out, p_qkv, p_dqkv, p_statistics, statistic, stride_grad_region, stride_grad_token,
     stride_region, stride_token, scale, scale_log2, keep_scale, seed: tl.int64, threshold: tl.uint32,
-    H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DROPOUT: tl.constexpr,
+    S: tl.constexpr, H: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of COLUMNS keys, from all queries. Grid: (R * H * ceil(S / COLUMNS),)."""
     region, head, first = _locate(S, H, COLUMNS)
