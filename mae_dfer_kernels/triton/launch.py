@@ -1,8 +1,9 @@
 """Launch settings of the region attention kernels: which kernel runs a shape, with which tiles and warps.
 
-Chosen from compiled code, not yet from timings: of the settings that spill no register on compute
-capability 8.0, 9.0 and 10.0 (``python -m mae_dfer_kernels.triton.compile_report`` prints the numbers), those
-that leave room for most warps on a multiprocessor. Shared memory stays under the 99 KiB that the smallest of
+Chosen from compiled code, not yet from timings: of the settings that keep 16-bit kernels free of spilled
+registers on compute capability 8.0, 9.0 and 10.0 (``python -m mae_dfer_kernels.triton.compile_report`` prints
+the numbers), those that leave room for most warps on a multiprocessor. In float32 some shapes spill 8 to 32
+bytes, and dq at D = 128 with S <= 16 spills 4 KB. Shared memory stays under the 99 KiB that the smallest of
 the supported GPUs gives a program.
 """
 
