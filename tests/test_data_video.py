@@ -219,3 +219,24 @@ def test_damage_in_the_middle_is_found_when_its_frames_are_read(tmp_path):
 def test_errors_cross_process_borders():
     error = pickle.loads(pickle.dumps(VideoError("a b.mp4", "broken")))
     assert (error.path, error.reason, str(error)) == ("a b.mp4", "broken", "a b.mp4: broken")
+
+
+def test_decord_and_pyav_give_the_same_pixels(tmp_path, monkeypatch):
+    pytest.importorskip("decord", reason="decord has no wheel for this platform")
+    path = tmp_path / "wide.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (12, 64, 96, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    wanted = [0, 11, 3, 3, 7]
+    with open_video(path) as video:
+        by_decord = video.get(wanted)
+        assert video.reader == "decord"
+    monkeypatch.setattr(video_module, "decord", None)
+    with open_video(path) as video:
+        by_pyav = video.get(wanted)
+        assert video.reader == "pyav"
+    np.testing.assert_array_equal(by_decord, by_pyav)
