@@ -43,6 +43,7 @@ RUN_OPTIONS = (
     "amp",
     "seed",
     "workers",
+    "cache_gb",
     "save_every",
     "keep_checkpoints",
     "max_bad_files",

@@ -3,6 +3,7 @@
 import pickle
 import runpy
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -243,3 +244,20 @@ def test_check_runs_as_a_module(tmp_path, monkeypatch, capsys):
         runpy.run_module("mae_dfer.data.check", run_name="__main__")
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_cache_changes_nothing_but_the_decoding(samples, monkeypatch):
+    from mae_dfer.data import dataset as dataset_module
+
+    opened = []
+    real = dataset_module.open_video
+    monkeypatch.setattr(dataset_module, "open_video", lambda path: opened.append(path) or real(path))
+    good = [samples[0], samples[1]]
+    plain = ClipDataset(good, CONFIG, "finetune", 7)
+    one_video = 12 * 48 * 48 * 3  # the first video fits, the second does not
+    cached = ClipDataset(good, replace(CONFIG, cache_gb=one_video / 1e9), "finetune", 7)
+    for epoch in range(3):
+        for item in range(2):
+            assert same(plain[(epoch, item)], cached[(epoch, item)])
+    assert opened.count(good[0].path) == 3 + 1
+    assert opened.count(good[1].path) == 3 + 3

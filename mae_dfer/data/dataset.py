@@ -37,6 +37,8 @@ class ClipConfig:
     Test: ``num_segments`` clips along the video. ``num_crops`` belongs to the published protocol, whose crops
     coincide because frames are resized to the square; identical views are not run twice, so any value gives
     ``num_views == num_segments``.
+    ``cache_gb``: keep decoded frames of whole videos in memory, up to this much in each decoding process, so that
+    a small set is decoded once; 0 decodes every time. What is drawn does not depend on it.
     """
 
     num_frames: int = 16
@@ -56,6 +58,7 @@ class ClipConfig:
     erase_prob: float = 0.25
     num_segments: int = 2
     num_crops: int = 2
+    cache_gb: float = 0.0
 
     def __post_init__(self) -> None:
         size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)
@@ -143,6 +146,8 @@ class ClipDataset(Dataset[Any]):
             raise UserError(f"the seed must be 0 or more, got {seed}")
         self.samples, self.config, self.mode, self.seed = list(samples), config, mode, seed
         self._transform = config.transform(mode)
+        self._cache: dict[str, np.ndarray] = {}
+        self._cache_left = int(config.cache_gb * 1e9)
         if mode == "pretrain":
             config.draw_mask(np.random.default_rng(0))  # an impossible mask is refused here, not in a worker
 
@@ -174,16 +179,27 @@ class ClipDataset(Dataset[Any]):
         return out
 
     def _frames(self, path: str, view: int, rng: np.random.Generator) -> np.ndarray:
-        config = self.config
+        if path in self._cache:
+            frames = self._cache[path]
+            return frames[self._indices(len(frames), view, rng)]
         with open_video(path) as video:
-            args = video.num_frames, config.num_frames, config.stride
-            if self.mode == "pretrain":
-                indices = sampling.pretrain_indices(*args, rng)
-            elif self.mode == "finetune":
-                indices = sampling.finetune_indices(*args, rng)
-            else:
-                indices = sampling.test_indices(*args, config.num_segments)[view]
-            return video.get(indices)
+            indices = self._indices(video.num_frames, view, rng)
+            if self._cache_left <= 0:
+                return video.get(indices)
+            frames = video.get(range(video.num_frames))
+        if frames.nbytes <= self._cache_left:
+            self._cache[path] = frames
+        self._cache_left -= frames.nbytes
+        return frames[indices]
+
+    def _indices(self, num_frames: int, view: int, rng: np.random.Generator) -> np.ndarray:
+        config = self.config
+        args = num_frames, config.num_frames, config.stride
+        if self.mode == "pretrain":
+            return sampling.pretrain_indices(*args, rng)
+        if self.mode == "finetune":
+            return sampling.finetune_indices(*args, rng)
+        return sampling.test_indices(*args, config.num_segments)[view]
 
 
 def collate(items: Sequence[dict[str, Any] | Failure]) -> dict[str, Any]:

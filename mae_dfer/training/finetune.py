@@ -50,13 +50,16 @@ class FinetuneTask:
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``; and, without mixup, ``accuracy`` on the training clips."""
         clip, label = batch["clip"], batch["label"]
-        if self._mixup is None or len(clip) % 2:
-            logits = model(clip)
-            loss = F.cross_entropy(logits.float(), label, label_smoothing=self.settings.label_smoothing)
-            return {"loss": loss, "accuracy": (logits.argmax(1) == label).float().mean()}
-        # timm's cutmix cuts dims 2 and 3, which must be height and width: (B, 3, T, H, W) → (B, 3·T, H, W).
-        mixed, target = self._mixup(clip.flatten(1, 2), label)
-        return {"loss": F.cross_entropy(model(mixed.view_as(clip)).float(), target)}
+        if self._mixup is not None and len(clip) % 2 == 0:
+            # timm's cutmix cuts dims 2 and 3, which must be height and width: (B, 3, T, H, W) → (B, 3·T, H, W).
+            mixed, target = self._mixup(clip.flatten(1, 2), label)
+            return {"loss": F.cross_entropy(model(mixed.view_as(clip)).float(), target)}
+        # Mixup pairs clips; a batch that an unreadable video left odd goes without.
+        logits = model(clip)
+        loss = F.cross_entropy(logits.float(), label, label_smoothing=self.settings.label_smoothing)
+        if self._mixup is not None:
+            return {"loss": loss}
+        return {"loss": loss, "accuracy": (logits.argmax(1) == label).float().mean()}
 
 
 def build_classifier(config: TrainConfig, num_classes: int) -> VideoClassifier:

@@ -42,9 +42,11 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         crop_scales=pretrain.crop_scales,
         rand_augment=finetune.rand_augment,
         crop_area=finetune.crop_area,
+        crop_aspect=finetune.crop_aspect,
         flip_prob=finetune.flip_prob,
         erase_prob=finetune.erase_prob,
         num_segments=config.num_segments,
+        cache_gb=config.cache_gb,
     )
 
 

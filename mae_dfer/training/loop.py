@@ -19,7 +19,7 @@ from ..config import FinetuneConfig, PretrainConfig, TrainConfig
 from ..errors import UserError
 from ..models import VideoModel
 from .hardware import Hardware
-from .optim import learning_rate, make_optimizer, set_learning_rate
+from .optim import Optimizers, learning_rate
 from .progress import console, stage_bar
 from .run import RunFolder
 
@@ -65,25 +65,26 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     settings, steps_per_epoch = task.settings, task.steps_per_epoch()
     total = settings.epochs * steps_per_epoch
     model = hardware.wrap(task.model)
-    optimizer = make_optimizer(task.model, settings)
+    optimizers = Optimizers(task.model, settings)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
-    position = _resume(task, run, hardware, optimizer, scaler)
+    position = _resume(task, run, hardware, optimizers, scaler)
     if position.epoch or position.step:
         console.print(f"{task.name}: going on after {position.epoch} epochs and {position.step} steps")
 
     last_save = time.monotonic()
     with stage_bar(task.name, total, enabled=hardware.is_main) as bar:
         while position.epoch < settings.epochs:
-            meter = _Meter(position, hardware)
+            meter, rate = _Meter(position, hardware), 0.0
             model.train()
             for batch in task.loader(position.epoch, position.step):
                 _note_failures(position, batch["failures"], config, run)
                 done = position.epoch * steps_per_epoch + position.step
-                set_learning_rate(optimizer, _scheduled(settings, done, total, steps_per_epoch))
+                rate = _scheduled(settings, done, total, steps_per_epoch)
+                optimizers.set_learning_rate(rate)
                 _seed_step(config.seed, task.name, position)
                 if batch["size"]:
                     meter.add(
-                        _step(task, model, optimizer, scaler, batch, settings.clip_grad, hardware),
+                        _step(task, model, optimizers, scaler, batch, settings.clip_grad, hardware),
                         batch["size"] * hardware.world_size,
                     )
                 position.step += 1
@@ -94,10 +95,10 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
                     )
                 if time.monotonic() - last_save > config.save_every * 60 and position.step < steps_per_epoch:
                     meter.read()
-                    _save(task, config, run, position, optimizer, scaler)
+                    _save(task, config, run, position, optimizers, scaler)
                     last_save = time.monotonic()
-            _end_epoch(task, run, position, meter, optimizer, steps_per_epoch)
-            _save(task, config, run, position, optimizer, scaler)
+            _end_epoch(task, run, position, meter, rate, steps_per_epoch)
+            _save(task, config, run, position, optimizers, scaler)
             last_save = time.monotonic()
     return position
 
@@ -105,7 +106,7 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
 def _step(
     task: Task,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
     batch: dict[str, Any],
     clip_grad: float,
@@ -115,15 +116,10 @@ def _step(
         key: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
-    optimizer.zero_grad(set_to_none=True)
     with hardware.autocast():
         losses = task.loss(model, batch)
     scaler.scale(losses["loss"]).backward()
-    if clip_grad:
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    scaler.step(optimizer)
-    scaler.update()
+    optimizers.step(scaler, model.parameters(), clip_grad)
     return {name: value.detach() for name, value in losses.items()}
 
 
@@ -164,14 +160,14 @@ def _end_epoch(
     run: RunFolder,
     position: Position,
     meter: _Meter,
-    optimizer: torch.optim.Optimizer,
+    rate: float,
     steps_per_epoch: int,
 ) -> None:
     record = meter.read()
     if "loss" not in record:
         raise UserError("no clip of this epoch could be read; see bad_files.txt in the run folder")
     position.epoch, position.step = position.epoch + 1, 0
-    record["lr"] = max(group["lr"] for group in optimizer.param_groups)
+    record["lr"] = rate
     run.log(task.name, epoch=position.epoch, step=position.epoch * steps_per_epoch, **record)
     text = " · ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "clips_per_second")
     if run.write:
@@ -222,12 +218,12 @@ def _save(
     config: TrainConfig,
     run: RunFolder,
     position: Position,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
 ) -> None:
     state = {
         "position": vars(position).copy(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": optimizers.state_dict(),
         "scaler": scaler.state_dict(),
     }
     run.save(
@@ -239,7 +235,7 @@ def _resume(
     task: Task,
     run: RunFolder,
     hardware: Hardware,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
 ) -> Position:
     found = run.load_latest(task.name, hardware.device)
@@ -248,7 +244,7 @@ def _resume(
     weights, state = found
     try:
         task.model.load_state_dict(weights)
-        optimizer.load_state_dict(state["optimizer"])
+        optimizers.load_state_dict(state["optimizers"])
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
