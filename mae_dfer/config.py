@@ -251,10 +251,10 @@ def _tiny() -> TrainConfig:
         num_segments=1,
         cache_gb=1.0,
         pretrain=PretrainConfig(
-            epochs=30,
+            epochs=36,
             batch_size=16,
-            lr=4.8e-2,
-            min_lr=5e-4,
+            lr=3.2e-2,
+            min_lr=3e-4,
             warmup_epochs=1,
             optimizer="muon",
             clip_grad=1.0,
@@ -262,7 +262,7 @@ def _tiny() -> TrainConfig:
             crop_scales=(1.0, 0.875),
         ),
         finetune=FinetuneConfig(
-            epochs=60,
+            epochs=70,
             batch_size=32,
             lr=8e-3,
             min_lr=8e-5,
