@@ -251,7 +251,7 @@ def _tiny() -> TrainConfig:
         num_segments=1,
         cache_gb=1.0,
         pretrain=PretrainConfig(
-            epochs=36,
+            epochs=26,
             batch_size=16,
             lr=3.2e-2,
             min_lr=3e-4,
@@ -262,7 +262,7 @@ def _tiny() -> TrainConfig:
             crop_scales=(1.0, 0.875),
         ),
         finetune=FinetuneConfig(
-            epochs=70,
+            epochs=60,
             batch_size=32,
             lr=8e-3,
             min_lr=8e-5,

@@ -22,12 +22,8 @@ _SMALL = {
     "decoder_num_heads": 3,
 }
 _TINY = {
-    "embed_dim": 192,
-    "depth": 6,
-    "num_heads": 3,
-    "decoder_embed_dim": 128,
-    "decoder_depth": 2,
-    "decoder_num_heads": 2,
+    "embed_dim": 128, "depth": 4, "num_heads": 2,
+    "decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 2,
 }
 _VIT_BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 
