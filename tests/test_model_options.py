@@ -66,7 +66,7 @@ def test_larger_clips():
         (LGI, {"region_size": (2, 5)}, "3 whole numbers"),
         (LGI, {"img_size": (160, 150)}, "width 150 is not a multiple of patch_size 16; take 144 or 160"),
         (LGI, {"num_frames": 15}, "take 14 or 16"),
-        (LGI, {"embed_dim": 100}, "take 99 or 102"),
+        (LGI, {"embed_dim": 101}, "take 100 or 102"),
         (LGI, {"depth": 0}, "depth must be positive"),
         (LGI, {"depth": 2.5}, "depth must be a whole number"),
         (LGI, {"fused_attn": "yes"}, "fused_attn must be True or False"),

@@ -287,7 +287,7 @@ def test_dropout_repeats_with_the_seed_and_is_off_in_evaluation(rate, fused):
 def test_initialisation_of_the_classifier():
     torch.manual_seed(0)
     model = create_model(LGI)
-    for name in ("encoder.blocks.0.local_attn.qkv", "encoder.blocks.5.mlp.fc1", "encoder.patch_embed.proj"):
+    for name in ("encoder.blocks.0.local_attn.qkv", "encoder.blocks.3.mlp.fc1", "encoder.patch_embed.proj"):
         assert model.get_parameter(name + ".weight").std().item() == pytest.approx(0.02, rel=0.05)
     assert model.encoder.representative_tokens.std().item() == pytest.approx(0.02, rel=0.1)
     assert model.head.weight.std().item() == pytest.approx(2e-5, rel=0.15)
@@ -299,7 +299,7 @@ def test_initialisation_of_the_classifier():
 def test_initialisation_of_pretraining():
     torch.manual_seed(0)
     model = create_model("mae_" + LGI)
-    dim = 192
+    dim = model.config.embed_dim
     qkv = model.encoder.blocks[0].local_attn.qkv.weight
     for weight, fan in (
         (qkv[:dim], 2 * dim),  # q and kv are two layers in the published code,

@@ -8,6 +8,7 @@ and, inside each, over (t, h, w).
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import UserError
@@ -15,18 +16,19 @@ from ..errors import UserError
 
 def partition(tokens: Tensor, grid: tuple[int, int, int], region: tuple[int, int, int]) -> Tensor:
     """Raster order to regions: (B, T·H·W, C) → (B, N, L, C), ``(nt t)(nh h)(nw w) → (nt nh nw)(t h w)``."""
-    (time, height, width), (t, h, w) = grid, region
-    batch, _, channels = tokens.shape
-    split = tokens.reshape(batch, time // t, t, height // h, h, width // w, w, channels)
-    return split.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, -1, t * h * w, channels)
+    return rearrange(tokens, "b (nt t nh h nw w) c -> b (nt nh nw) (t h w) c", **_split(grid, region))
 
 
 def merge(regions: Tensor, grid: tuple[int, int, int], region: tuple[int, int, int]) -> Tensor:
     """The inverse of :func:`partition`: (B, N, L, C) → (B, T·H·W, C)."""
-    (time, height, width), (t, h, w) = grid, region
-    batch, channels = regions.shape[0], regions.shape[-1]
-    split = regions.reshape(batch, time // t, height // h, width // w, t, h, w, channels)
-    return split.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(batch, time * height * width, channels)
+    return rearrange(regions, "b (nt nh nw) (t h w) c -> b (nt t nh h nw w) c", **_split(grid, region))
+
+
+def _split(grid: tuple[int, int, int], region: tuple[int, int, int]) -> dict[str, int]:
+    """Regions along each axis of the grid (nt, nh, nw), and tokens along each axis of a region (t, h, w)."""
+    names = ("nt", "nh", "nw"), ("t", "h", "w")
+    counts = [size // part for size, part in zip(grid, region, strict=True)]
+    return dict(zip((*names[0], *names[1]), (*counts, *region), strict=True))
 
 
 def region_order(grid: tuple[int, int, int], region: tuple[int, int, int]) -> Tensor:
