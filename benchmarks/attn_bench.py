@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
@@ -28,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae_dfer.cli import Parser, command
 from mae_dfer.errors import UserError
 from mae_dfer.files import write_atomically
+from mae_dfer.training.progress import console
 from mae_dfer_kernels import backends, reference, region_attention
 
 HEADS, HEAD_DIM, REGIONS = 8, 64, 16  # the base model, two clips
@@ -138,9 +138,7 @@ def show(rows: list[Row]) -> None:
         table.add_row(str(row.shape[1]), row.dtype, row.variant, f"{row.macs / 1e6:.1f}",
                       f"{row.forward_ms:.3f} ± {row.forward_iqr_ms / 2:.3f}", ratio[0],
                       f"{row.backward_ms:.3f} ± {row.backward_iqr_ms / 2:.3f}", ratio[1])
-    console = Console()
-    # A table cut to fit a log file would hide the names it is about.
-    console.print(table) if console.is_terminal else Console(width=120).print(table)
+    console.print(table)
 
 
 @command
