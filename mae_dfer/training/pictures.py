@@ -14,13 +14,18 @@ from ..files import write_atomically
 ROWS = ("input", "masked", "reconstruction", "motion")
 
 
-def draw_reconstruction(frames: dict[str, torch.Tensor], path: Path, columns: int = 8) -> None:
+def draw_reconstruction(
+    frames: dict[str, torch.Tensor], path: Path, tubelet_size: int, columns: int = 8
+) -> None:
     """A grid of frames per clip: rows as in ``ROWS``, columns evenly spaced in time.
+
+    Each column is the last frame of a tubelet: motion is counted from its first, where there is none yet.
 
     ``frames[row]`` is (B, 3, T, H, W) in [0, 1].
     """
     clips, length = frames["input"].shape[0], frames["input"].shape[2]
-    chosen = np.linspace(0, length - 1, min(columns, length)).astype(int)
+    ends = np.arange(tubelet_size - 1, length, tubelet_size)
+    chosen = ends[np.linspace(0, len(ends) - 1, min(columns, len(ends))).astype(int)]
     figure = Figure(figsize=(len(chosen) * 1.2 + 1.2, clips * len(ROWS) * 1.2), layout="constrained")
     axes = figure.subplots(clips * len(ROWS), len(chosen), squeeze=False)
     for clip in range(clips):

@@ -68,4 +68,4 @@ class PretrainTask:
         frames = reconstruct_frames(
             clip, mask, prediction, model.config.patch_size, model.config.tubelet_size
         )
-        draw_reconstruction(frames, run.path / "reconstruction.png")
+        draw_reconstruction(frames, run.path / "reconstruction.png", model.config.tubelet_size)
