@@ -19,7 +19,7 @@ DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
 
 With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny preset on it, and scores it:
-some ten minutes on two CPU cores. For your own videos: a folder with classes.txt (a name a line), train.txt and
+a quarter of an hour on two CPU cores. For your own videos: a folder with classes.txt (a name a line), train.txt and
 test.txt (lines `path label`, label counted from 0), given as --data."""
 
 EXAMPLES = """\
