@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ISA_VARIABLE = "MAE_DFER_KERNELS_ISA"
-"""Environment variable that names the instruction set to use (portable, avx2, avx512), read at import."""
+"""Environment variable that names the instruction set to use (portable, avx2, avx512, avx512_bf16), read at import."""
 
 BUILD_HINT = "install the package with `pip install .` (or `pip install -e .`), which compiles it"
 
@@ -107,5 +107,7 @@ def library() -> ModuleType:
 
 
 def _rows_contiguous(tensor: Tensor) -> Tensor:
-    # Kernels take any stride between regions and between tokens; only one inside a token's row needs a copy.
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    # Kernels take any stride between regions and between tokens; only one inside a token's row needs a copy, and an
+    # odd one between the tokens of bf16, whose products read two numbers as one word.
+    aligned = tensor.dtype != torch.bfloat16 or tensor.stride(1) % 2 == 0
+    return tensor if tensor.stride(-1) == 1 and aligned else tensor.contiguous()

@@ -23,6 +23,39 @@ constexpr int kMaxRows = 6;
 constexpr int kBlockRows[kMaxColumns + 1] = {0, 6, 4};
 #endif
 
+// How a product of elements T is summed: one multiplication a lane, in T.
+template <class T>
+struct Product {
+  using Sum = T;
+  using Row = Vec<T>;
+  static Row load_row(const T* address) { return load<T>(address); }
+  static Row spread(T element) { return broadcast<T>(element); }
+  static Vec<T> add(Vec<T> sum, Row a, Row b) { return sum + a * b; }
+};
+
+#if defined(__AVX512BF16__)
+// Two neighbouring terms of a sum in bf16, multiplied and summed in fp32 by one instruction.
+struct __attribute__((may_alias, aligned(2))) BFloat16Pair {
+  BFloat16 first, second;
+};
+
+template <>
+struct Product<BFloat16Pair> {
+  using Sum = float;
+  using Row = __m512bh;
+  static Row load_row(const BFloat16Pair* address) { return (__m512bh)_mm512_loadu_si512(address); }
+  static Row spread(BFloat16Pair element) {
+    int32_t bits;
+    std::memcpy(&bits, &element, sizeof bits);
+    return (__m512bh)_mm512_set1_epi32(bits);
+  }
+  static Vec<float> add(Vec<float> sum, Row a, Row b) { return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, a, b); }
+};
+#endif
+
+template <class T>
+using Sum = typename Product<T>::Sum;
+
 // What becomes of the sums before they are stored.
 template <class T>
 struct Epilogue {
@@ -38,48 +71,50 @@ struct Operands {
   ptrdiff_t lda;
   const T* b;  // (depth, columns), rows ldb apart
   ptrdiff_t ldb;
-  int depth;
+  int depth;  // rows of B
 };
 
 template <class T, class Out, bool kTransposedA, int kRows, int kColumns>
-void multiply_block(const Operands<T>& operands, int row, Out* c, ptrdiff_t ldc, const Epilogue<T>& epilogue) {
-  Vec<T> sums[kRows][kColumns];
+void multiply_block(const Operands<T>& operands, int row, Out* c, ptrdiff_t ldc,
+                    const Epilogue<Sum<T>>& epilogue) {
+  using S = Sum<T>;
+  Vec<S> sums[kRows][kColumns];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kColumns; ++n) sums[m][n] = broadcast<T>(T(0));
+    for (int n = 0; n < kColumns; ++n) sums[m][n] = broadcast<S>(S(0));
   }
   const T* a = operands.a + (kTransposedA ? row : row * operands.lda);
   const T* b = operands.b;
   for (int k = 0; k < operands.depth; ++k) {
-    Vec<T> b_row[kColumns];
+    typename Product<T>::Row b_row[kColumns];
 #pragma GCC unroll 4
-    for (int n = 0; n < kColumns; ++n) b_row[n] = load<T>(b + n * kLanes<T>);
+    for (int n = 0; n < kColumns; ++n) b_row[n] = Product<T>::load_row(b + n * kLanes<S>);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const Vec<T> element = broadcast<T>(kTransposedA ? a[m] : a[m * operands.lda]);
+      const auto element = Product<T>::spread(kTransposedA ? a[m] : a[m * operands.lda]);
 #pragma GCC unroll 4
-      for (int n = 0; n < kColumns; ++n) sums[m][n] += element * b_row[n];
+      for (int n = 0; n < kColumns; ++n) sums[m][n] = Product<T>::add(sums[m][n], element, b_row[n]);
     }
     a += kTransposedA ? operands.lda : 1;
     b += operands.ldb;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) {
-    const Vec<T> scale = broadcast<T>(epilogue.row_scale ? epilogue.row_scale[row + m] : epilogue.scale);
+    const Vec<S> scale = broadcast<S>(epilogue.row_scale ? epilogue.row_scale[row + m] : epilogue.scale);
 #pragma GCC unroll 4
     for (int n = 0; n < kColumns; ++n) {
-      Out* to = c + (row + m) * ldc + n * kLanes<T>;
-      Vec<T> value = sums[m][n] * scale;
-      if (epilogue.accumulate) value += load_as<T>(to);
-      store_as<T>(to, value);
+      Out* to = c + (row + m) * ldc + n * kLanes<S>;
+      Vec<S> value = sums[m][n] * scale;
+      if (epilogue.accumulate) value += load_as<S>(to);
+      store_as<S>(to, value);
     }
   }
 }
 
 template <class T, class Out, bool kTransposedA, int kColumns, int kRows = kBlockRows[kColumns]>
 void multiply_rows(const Operands<T>& operands, int row, int rows, Out* c, ptrdiff_t ldc,
-                   const Epilogue<T>& epilogue) {
+                   const Epilogue<Sum<T>>& epilogue) {
   if constexpr (kRows > 0) {
     if (rows >= kRows) {
       multiply_block<T, Out, kTransposedA, kRows, kColumns>(operands, row, c, ldc, epilogue);
@@ -90,16 +125,16 @@ void multiply_rows(const Operands<T>& operands, int row, int rows, Out* c, ptrdi
 }
 
 template <class T, class Out, bool kTransposedA, int kColumns>
-void multiply_panel(const Operands<T>& operands, int rows, Out* c, ptrdiff_t ldc, const Epilogue<T>& epilogue) {
+void multiply_panel(const Operands<T>& operands, int rows, Out* c, ptrdiff_t ldc, const Epilogue<Sum<T>>& epilogue) {
   constexpr int kStep = kBlockRows[kColumns];
   for (int row = 0; row < rows; row += kStep) {
     multiply_rows<T, Out, kTransposedA, kColumns>(operands, row, rows - row, c, ldc, epilogue);
   }
 }
 
-// C (rows, vectors · lanes), rows ldc apart; B's panel of kMaxColumns vectors stays in the first-level cache.
+// C (rows, vectors · lanes of the sum), rows ldc apart; B's panel of kMaxColumns vectors stays in the first-level cache.
 template <class T, bool kTransposedA = false, class Out>
-void multiply(Operands<T> operands, int rows, int vectors, Out* c, ptrdiff_t ldc, const Epilogue<T>& epilogue) {
+void multiply(Operands<T> operands, int rows, int vectors, Out* c, ptrdiff_t ldc, const Epilogue<Sum<T>>& epilogue) {
   for (; vectors > 0; vectors -= kMaxColumns) {
     switch (vectors < kMaxColumns ? vectors : kMaxColumns) {
       case 1: multiply_panel<T, Out, kTransposedA, 1>(operands, rows, c, ldc, epilogue); break;
@@ -109,8 +144,8 @@ void multiply(Operands<T> operands, int rows, int vectors, Out* c, ptrdiff_t ldc
       default: multiply_panel<T, Out, kTransposedA, 4>(operands, rows, c, ldc, epilogue); break;
 #endif
     }
-    operands.b += kMaxColumns * kLanes<T>;
-    c += kMaxColumns * kLanes<T>;
+    operands.b += kMaxColumns * kLanes<Sum<T>>;
+    c += kMaxColumns * kLanes<Sum<T>>;
   }
 }
 

@@ -115,11 +115,13 @@ inline void load_square(const E* from, ptrdiff_t stride, int rows, int columns, 
   }
 }
 
-// to[column][row] = scale · from[row][column], zero for rows up to `padded_rows`; `to` has rows `ld` apart.
+// 32 bits of anything, moved as a float is and never calculated with.
+typedef float Word __attribute__((may_alias, aligned(2)));
+
+// to[column][row] = from[row][column], zero for rows up to `padded_rows`; `to` has rows `ld` apart.
 template <class T, class E>
-void pack_transposed(const E* from, ptrdiff_t stride, int rows, int width, T scale, T* to, int ld, int padded_rows) {
+void pack_transposed(const E* from, ptrdiff_t stride, int rows, int width, T* to, int ld, int padded_rows) {
   constexpr int kBlock = kLanes<T>;
-  const Vec<T> factor = broadcast<T>(scale);
   for (int row = 0; row < padded_rows; row += kBlock) {
     const int valid_rows = rows - row < kBlock ? rows - row : kBlock;
     const E* source = from + row * stride;
@@ -131,7 +133,7 @@ void pack_transposed(const E* from, ptrdiff_t stride, int rows, int width, T sca
       T* target = to + static_cast<ptrdiff_t>(column) * ld + row;
 #pragma GCC unroll 16
       for (int c = 0; c < kBlock; ++c) {
-        if (column + c < width) store<T>(target + static_cast<ptrdiff_t>(c) * ld, square[c] * factor);
+        if (column + c < width) store<T>(target + static_cast<ptrdiff_t>(c) * ld, square[c]);
       }
     }
   }

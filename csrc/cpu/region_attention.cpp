@@ -20,6 +20,9 @@ std::vector<const Kernels*> runnable() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     found.push_back(&avx512::kernels);
+#if defined(MAE_DFER_AVX512_BF16)
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512_bf16::kernels);
+#endif
   }
 #endif
   return found;

@@ -6,7 +6,9 @@
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
-#include "cpu/philox.h"
+#include "cpu/region_attention_bf16.h"
+#include "cpu/softmax.h"
+#include "cpu/workspace.h"
 
 namespace mae_dfer {
 namespace MAE_DFER_ISA {
@@ -43,112 +45,12 @@ struct Layout {
   size_t dropout() const { return static_cast<size_t>(round_up(tokens, 4 * kGroups)); }
 
   size_t forward_elements() const {
-    return transposed() + rows() + block_rows() + scores() + per_row() + dropout() + 6 * kSpacing;
+    return transposed() + rows() + block_rows() + scores() + per_row() + dropout() + 6 * kSpacing<T>;
   }
   size_t backward_elements() const {
-    return 2 * transposed() + 3 * rows() + 3 * block_rows() + 2 * scores() + dropout() + 10 * kSpacing;
+    return 2 * transposed() + 3 * rows() + 3 * block_rows() + 2 * scores() + dropout() + 10 * kSpacing<T>;
   }
-
-  static constexpr size_t kSpacing = 64 / sizeof(T);
 };
-
-// Hands out buffers of a workspace one after another, each on its own cache line.
-template <class T>
-class Workspace {
- public:
-  explicit Workspace(void* base) : next_(static_cast<T*>(base)) {}
-  T* take(size_t elements) {
-    T* buffer = next_;
-    constexpr size_t spacing = Layout<T>::kSpacing;
-    next_ += (elements + spacing - 1) / spacing * spacing;
-    return buffer;
-  }
-
- private:
-  T* next_;
-};
-
-template <class T>
-struct Dropout {
-  explicit Dropout(const RegionAttention& problem, int64_t task, T* buffer)
-      : on(problem.dropout_p > 0.0),
-        seed(problem.seed),
-        matrix(static_cast<uint32_t>(task)),
-        kept(static_cast<T>(1.0 / (1.0 - problem.dropout_p))),
-        factors(buffer) {
-    // Round half to even, as the reference does; p·2^32 is exact, and below 2^52 the cast truncates exactly.
-    const double exact = problem.dropout_p * 4294967296.0;
-    uint64_t whole = static_cast<uint64_t>(exact);
-    const double rest = exact - static_cast<double>(whole);
-    if (rest > 0.5 || (rest == 0.5 && (whole & 1u))) ++whole;
-    threshold = static_cast<uint32_t>(whole < 0xffffffffu ? whole : 0xffffffffu);
-  }
-
-  // The factors of a row, or null where nothing is dropped.
-  const T* row(int index, int tokens) const {
-    if (!on) return nullptr;
-    dropout_row<T>(seed, threshold, kept, matrix, static_cast<uint32_t>(index), tokens, factors);
-    return factors;
-  }
-
-  bool on;
-  uint64_t seed;
-  uint32_t threshold;
-  uint32_t matrix;
-  T kept;
-  T* factors;
-};
-
-// One row of scores becomes exp(score - maximum), zero in the padding. Returns 1 / Σ.
-template <class T>
-T exponentiate_row(T* row, int tokens, int padded) {
-  const int last = padded - kLanes<T>;
-  const IntVec<T> columns = lane_numbers<T>() + splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(last));
-  const IntVec<T> inside = columns < splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(tokens));
-  // The padding takes the first score, which can raise no maximum.
-  Vec<T> top = inside ? load<T>(row + last) : broadcast<T>(row[0]);
-  for (int j = 0; j < last; j += kLanes<T>) top = maximum<T>(load<T>(row + j), top);
-  const Vec<T> highest = broadcast<T>(reduce_max<T>(top));
-  Vec<T> sum = broadcast<T>(T(0));
-  for (int j = 0; j < last; j += kLanes<T>) {
-    const Vec<T> value = exp_nonpositive<T>(load<T>(row + j) - highest);
-    store<T>(row + j, value);
-    sum += value;
-  }
-  const Vec<T> value = exp_nonpositive<T>(load<T>(row + last) - highest);
-  const Vec<T> tail = inside ? value : broadcast<T>(T(0));
-  store<T>(row + last, tail);
-  return T(1) / reduce_add<T>(sum + tail);
-}
-
-template <class T>
-void multiply_row(T* row, const T* factors, int padded) {
-  for (int j = 0; j < padded; j += kLanes<T>) store<T>(row + j, load<T>(row + j) * load<T>(factors + j));
-}
-
-// Rows of probabilities (unnormalised) and of dP become rows of dropped probabilities and of dS:
-// dS = P ∘ (dP - Σ P∘dP).
-template <class T>
-void softmax_backward_row(T* probs, T* grads, T inverse_sum, const T* factors, int padded) {
-  const Vec<T> scale = broadcast<T>(inverse_sum);
-  Vec<T> sum = broadcast<T>(T(0));
-  for (int j = 0; j < padded; j += kLanes<T>) {
-    const Vec<T> p = load<T>(probs + j) * scale;
-    Vec<T> grad = load<T>(grads + j);
-    if (factors) {
-      grad *= load<T>(factors + j);
-      store<T>(grads + j, grad);
-    }
-    store<T>(probs + j, p);
-    sum += p * grad;
-  }
-  const Vec<T> delta = broadcast<T>(reduce_add<T>(sum));
-  for (int j = 0; j < padded; j += kLanes<T>) {
-    const Vec<T> p = load<T>(probs + j);
-    store<T>(grads + j, p * (load<T>(grads + j) - delta));
-    if (factors) store<T>(probs + j, p * load<T>(factors + j));
-  }
-}
 
 // Rows in the type computed in: the tensor's own where that is its type, else a copy.
 template <class T>
@@ -211,23 +113,24 @@ void forward_task(const RegionAttention& problem, int64_t task, void* memory) {
   T* const inverse_sums = workspace.take(layout.per_row());
   const Dropout<T> dropout(problem, task, workspace.take(layout.dropout()));
 
-  pack_transposed<T>(key, problem.qkv_token_stride, layout.tokens, layout.head_dim, static_cast<T>(problem.scale),
-                     keys_t, layout.score_stride, layout.score_width);
+  pack_transposed<T>(key, problem.qkv_token_stride, layout.tokens, layout.head_dim, keys_t,
+                     layout.score_stride, layout.score_width);
   pack_rows<T>(value, problem.qkv_token_stride, layout.tokens, layout.head_dim, values, layout.width);
 
   for (int first = 0; first < layout.tokens; first += layout.block) {
     const int rows = layout.tokens - first < layout.block ? layout.tokens - first : layout.block;
     const Rows<T> q = rows_as<T>(query + first * problem.qkv_token_stride, problem.qkv_token_stride, rows, layout,
                                  block_rows);
+    Epilogue<T> scaled, normalise;
+    scaled.scale = static_cast<T>(problem.scale);
+    normalise.row_scale = inverse_sums;
     multiply<T>({q.data, q.stride, keys_t, layout.score_stride, layout.head_dim}, rows, score_vectors, scores,
-                layout.score_stride, {});
+                layout.score_stride, scaled);
     for (int i = 0; i < rows; ++i) {
       T* const row = scores + static_cast<ptrdiff_t>(i) * layout.score_stride;
       inverse_sums[i] = exponentiate_row<T>(row, layout.tokens, layout.score_width);
       if (const T* factors = dropout.row(first + i, layout.tokens)) multiply_row<T>(row, factors, layout.score_width);
     }
-    Epilogue<T> normalise;
-    normalise.row_scale = inverse_sums;
     multiply_into<T>({scores, layout.score_stride, values, layout.width, layout.tokens}, rows, layout,
                      out + first * model, model, normalise, block_rows);
   }
@@ -247,7 +150,6 @@ void backward_task(const RegionAttention& problem, int64_t task, void* memory) {
   E *grad_key = grad_query + model, *grad_value = grad_key + model;
   const int tokens = layout.tokens, width = layout.width, score_stride = layout.score_stride;
   const int score_vectors = layout.score_width / kLanes<T>, vectors = width / kLanes<T>;
-  const T scale = static_cast<T>(problem.scale);
 
   Workspace<T> workspace(memory);
   T* const keys_t = workspace.take(layout.transposed());
@@ -262,25 +164,26 @@ void backward_task(const RegionAttention& problem, int64_t task, void* memory) {
   T* const grad_scores = workspace.take(layout.scores());
   const Dropout<T> dropout(problem, task, workspace.take(layout.dropout()));
 
-  pack_transposed<T>(key, stride, tokens, layout.head_dim, scale, keys_t, score_stride, layout.score_width);
-  pack_transposed<T>(value, stride, tokens, layout.head_dim, T(1), values_t, score_stride, layout.score_width);
+  pack_transposed<T>(key, stride, tokens, layout.head_dim, keys_t, score_stride, layout.score_width);
+  pack_transposed<T>(value, stride, tokens, layout.head_dim, values_t, score_stride, layout.score_width);
   pack_rows<T>(key, stride, tokens, layout.head_dim, keys, width);
 
   for (int first = 0; first < tokens; first += layout.block) {
     const int rows = tokens - first < layout.block ? tokens - first : layout.block;
     pack_rows<T>(query + first * stride, stride, rows, layout.head_dim, queries, width);
     pack_rows<T>(grad_out + first * grad_stride, grad_stride, rows, layout.head_dim, grads, width);
-    multiply<T>({queries, width, keys_t, score_stride, layout.head_dim}, rows, score_vectors, probs, score_stride, {});
+    Epilogue<T> scaled, plain;
+    scaled.scale = static_cast<T>(problem.scale);
+    multiply<T>({queries, width, keys_t, score_stride, layout.head_dim}, rows, score_vectors, probs, score_stride,
+                scaled);
     multiply<T>({grads, width, values_t, score_stride, layout.head_dim}, rows, score_vectors, grad_scores,
-                score_stride, {});
+                score_stride, plain);
     for (int i = 0; i < rows; ++i) {
       T* const row = probs + static_cast<ptrdiff_t>(i) * score_stride;
       const T inverse_sum = exponentiate_row<T>(row, tokens, layout.score_width);
       softmax_backward_row<T>(row, grad_scores + static_cast<ptrdiff_t>(i) * score_stride, inverse_sum,
                               dropout.row(first + i, tokens), layout.score_width);
     }
-    Epilogue<T> scaled, plain;
-    scaled.scale = scale;
     // dQ = scale · dS K
     multiply_into<T>({grad_scores, score_stride, keys, width, tokens}, rows, layout, grad_query + first * packed,
                      packed, scaled, scratch);
@@ -303,16 +206,25 @@ void backward_task(const RegionAttention& problem, int64_t task, void* memory) {
 }
 
 size_t forward_workspace(const RegionAttention& problem) {
+#if defined(__AVX512BF16__)
+  if (takes_pairs(problem, false)) return PairLayout(problem).forward_words() * sizeof(float);
+#endif
   if (problem.dtype == DType::float64) return Layout<double>(problem).forward_elements() * sizeof(double);
   return Layout<float>(problem).forward_elements() * sizeof(float);
 }
 
 size_t backward_workspace(const RegionAttention& problem) {
+#if defined(__AVX512BF16__)
+  if (takes_pairs(problem, true)) return PairLayout(problem).backward_words() * sizeof(float);
+#endif
   if (problem.dtype == DType::float64) return Layout<double>(problem).backward_elements() * sizeof(double);
   return Layout<float>(problem).backward_elements() * sizeof(float);
 }
 
 void forward(const RegionAttention& problem, int64_t task, void* workspace) {
+#if defined(__AVX512BF16__)
+  if (takes_pairs(problem, false)) return forward_pairs(problem, task, workspace);
+#endif
   switch (problem.dtype) {
     case DType::float64: return forward_task<double, double>(problem, task, workspace);
     case DType::float32: return forward_task<float, float>(problem, task, workspace);
@@ -322,6 +234,9 @@ void forward(const RegionAttention& problem, int64_t task, void* workspace) {
 }
 
 void backward(const RegionAttention& problem, int64_t task, void* workspace) {
+#if defined(__AVX512BF16__)
+  if (takes_pairs(problem, true)) return backward_pairs(problem, task, workspace);
+#endif
   switch (problem.dtype) {
     case DType::float64: return backward_task<double, double>(problem, task, workspace);
     case DType::float32: return backward_task<float, float>(problem, task, workspace);

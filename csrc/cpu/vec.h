@@ -11,7 +11,9 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+#define MAE_DFER_ISA avx512_bf16
+#elif defined(__AVX512F__)
 #define MAE_DFER_ISA avx512
 #elif defined(__AVX2__)
 #define MAE_DFER_ISA avx2
