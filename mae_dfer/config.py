@@ -22,10 +22,10 @@ PRESETS = ("tiny", "small", "base")
 
 
 @dataclass
-class PretrainConfig:
-    """Masked auto-encoding of unlabelled clips (paper, section 3.1 and 4.1)."""
+class StageConfig:
+    """What both training stages have; the numbers are those of pre-training."""
 
-    epochs: int = option(100, "passes over the pre-training clips")
+    epochs: int = option(100, "passes over the training clips")
     batch_size: int = option(160, "clips per step, over all devices")
     lr: float = option(3e-4, "learning rate per 256 clips")
     min_lr: float = option(1e-5, "learning rate at the end of the cosine, per 256 clips")
@@ -33,9 +33,17 @@ class PretrainConfig:
     optimizer: str = option(
         "adamw", "adamw is the paper's; muon adds Muon for the matrices of the blocks", choices=("adamw", "muon")
     )
+    patch_embed_lr_scale: float = option(1.0, "factor on the patch embedding's learning rate")
     weight_decay: float = option(0.05, "weight decay (never on biases, norms and tokens)")
     beta2: float = option(0.95, "AdamW's second beta")
     clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
+    layer_decay: float = 1.0  # an option of fine-tuning alone
+
+
+@dataclass
+class PretrainConfig(StageConfig):
+    """Masked auto-encoding of unlabelled clips (paper, section 3.1 and 4.1)."""
+
     mask: str = option(
         "region_window_tube",
         "which tokens are hidden; all but the first need a ViT",
@@ -47,38 +55,28 @@ class PretrainConfig:
         choices=("none", "global", "local"),
     )
     mask_ratio: float = option(0.9, "share of the tokens that is hidden")
-    crop_scales: tuple[float, ...] = option(
-        (1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side"
-    )
+    crop_scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side")
     appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(StageConfig):
     """Supervised training of the classifier (paper, section 4.1)."""
 
-    epochs: int = option(100, "passes over the training clips")
     batch_size: int = option(96, "clips per step, over all devices")
     lr: float = option(1e-3, "learning rate per 256 clips")
     min_lr: float = option(1e-6, "learning rate at the end of the cosine, per 256 clips")
-    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0")
-    optimizer: str = option(
-        "adamw", "adamw is the paper's; muon adds Muon for the matrices of the blocks", choices=("adamw", "muon")
-    )
-    weight_decay: float = option(0.05, "weight decay (never on biases, norms and tokens)")
     beta2: float = option(0.999, "AdamW's second beta")
-    clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
     layer_decay: float = option(0.75, "learning rate factor from one layer to the one below")
     drop_path: float = option(0.1, "stochastic depth rate of the last block (rises linearly)")
     mixup: float = option(0.8, "mixup alpha (0: off)")
     cutmix: float = option(1.0, "cutmix alpha (0: off)")
+    still_mix: float = option(
+        0.0, "blend each clip with one frame of another, at a share drawn from 0 to this (0: off)"
+    )
     label_smoothing: float = option(0.1, "label smoothing")
-    rand_augment: str = option(
-        "rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)"
-    )
-    crop_area: tuple[float, float] = option(
-        (0.08, 1.0), "smallest and largest share of the frame a crop keeps"
-    )
+    rand_augment: str = option("rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)")
+    crop_area: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
     crop_aspect: tuple[float, float] = option((3 / 4, 4 / 3), "smallest and largest width/height of a crop")
     flip_prob: float = option(0.5, "probability of a horizontal flip")
     erase_prob: float = option(0.25, "probability of erasing one box of the clip")
@@ -102,33 +100,28 @@ class TrainConfig:
     data_root: str | None = option(
         None, "folder that relative paths in the lists start from (default: --data)", metavar="FOLDER"
     )
-    output_dir: str | None = option(
-        None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER"
-    )
+    output_dir: str | None = option(None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER")
     init_from: str | None = option(
         None, "weights to start from: a run folder, its .safetensors, or a published .pth", metavar="PATH"
     )
-    fused_attn: bool = option(
-        True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)"
-    )
+    fused_attn: bool = option(True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)")
     device: str = option("auto", "cpu, cuda, cuda:1 … (auto: a GPU where there is one)", metavar="NAME")
     amp: str = option(
-        "auto", "mixed precision (auto: bf16 on a GPU, off on a CPU)", choices=("auto", "off", "bf16", "fp16")
+        "auto",
+        "mixed precision (auto: bf16 where the device multiplies it natively, else off)",
+        choices=("auto", "off", "bf16", "fp16"),
     )
     seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
     workers: int | None = option(None, "processes that decode video (default: the CPU cores, at most 8)")
     cache_gb: float = option(0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB")
     save_every: float = option(
         5.0,
-        "also save when this many minutes have passed since the last checkpoint "
-        "(the end of an epoch always saves)",
+        "also save when this many minutes have passed since the last checkpoint (the end of an epoch always saves)",
         metavar="MINUTES",
     )
     keep_checkpoints: int = option(2, "how many checkpoints of a stage to keep")
     max_bad_files: int = option(20, "stop training when more unreadable videos than this were met")
-    shuffle_labels: bool = option(
-        False, "control: permute the training labels; the score must fall to chance"
-    )
+    shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
 
     model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")
     img_size: tuple[int, int] | None = option(None, "frame size in pixels: side, or height,width")
@@ -145,9 +138,7 @@ class TrainConfig:
     share_attention: str | None = option(
         None, "which attentions of a block share weights", choices=("none", "local_exchange", "all")
     )
-    pool: str | None = option(
-        None, "tokens that the classifier averages", choices=("representative", "local", "all")
-    )
+    pool: str | None = option(None, "tokens that the classifier averages", choices=("representative", "local", "all"))
     decoder_depth: int | None = option(None, "decoder blocks (pre-training)")
     decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)")
     decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)")
@@ -188,9 +179,7 @@ class TrainConfig:
         return _build(TrainConfig, values)
 
     def save(self, path: Path) -> None:
-        write_atomically(
-            path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        )
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n"))
 
     @staticmethod
     def load(path: Path) -> TrainConfig:
@@ -209,9 +198,7 @@ def _build(kind: Any, values: dict[str, Any]) -> Any:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     # JSON has no tuples.
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def preset(name: str) -> TrainConfig:
@@ -241,40 +228,50 @@ def _tiny() -> TrainConfig:
     Regions span the whole clip in time and a quarter of the frame's height: with so few steps to learn in, a
     token should see its own place at all other times directly. Half of the tokens are hidden rather than nine
     tenths, since 64-pixel frames have only sixteen patches. Two cores cannot repeat the published augmentation.
+
+    The patch embedding learns slowly (``patch_embed_lr_scale``): at the rate of the rest its outputs grow to ten times
+    the fixed positions that are added to them, and then no block can tell when something happens. Stills of other
+    clips are blended in (``still_mix``) against learning training clips by their looks.
     """
     return TrainConfig(
         preset="tiny",
         model="lgi_former_tiny_patch16_160",
         img_size=(64, 64),
         region_size=(8, 2, 4),
+        num_heads=4,
+        decoder_num_heads=4,
+        pool="local",
         stride=2,
         num_segments=1,
-        cache_gb=1.0,
+        cache_gb=2.0,
         pretrain=PretrainConfig(
-            epochs=26,
+            epochs=13,
             batch_size=16,
             lr=3.2e-2,
             min_lr=3e-4,
             warmup_epochs=1,
             optimizer="muon",
+            patch_embed_lr_scale=0.05,
             clip_grad=1.0,
             mask_ratio=0.5,
             crop_scales=(1.0, 0.875),
         ),
         finetune=FinetuneConfig(
-            epochs=60,
+            epochs=36,
             batch_size=32,
             lr=8e-3,
             min_lr=8e-5,
             warmup_epochs=1,
             optimizer="muon",
+            patch_embed_lr_scale=0.05,
             clip_grad=1.0,
             layer_decay=1.0,
             drop_path=0.0,
-            mixup=0.8,
+            mixup=0.0,
+            still_mix=0.3,
             cutmix=0.0,
             rand_augment="",
-            crop_area=(0.75, 1.0),
+            crop_area=(0.85, 1.0),
             crop_aspect=(0.95, 1.05),
             erase_prob=0.0,
         ),

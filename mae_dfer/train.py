@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .cli import Parser, add_options, command
+from .cli import HelpFormatter, Parser, add_options, command
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
 
@@ -81,9 +81,8 @@ def build_parser() -> Parser:
     return parser
 
 
-class _RawHelp(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34, width=110)
+class _RawHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples."""
 
 
 def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
@@ -161,16 +160,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str) -> None:
     """The stages that ``config.stage`` asks for, each starting from the one before."""
     from .training.evaluate import evaluate
-    from .training.finetune import FinetuneTask
-    from .training.loop import fit
-    from .training.pretrain import PretrainTask
     from .training.progress import console
-    from .training.run import find_weights
-    from .training.weights import load_classifier, start_from
+    from .training.weights import load_classifier
 
     started = time.monotonic()
     say = console.print if hardware.is_main else lambda *_: None
-    say(f"run folder {run.path} · device {hardware.device} · attention: {backend}")
+    say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
     results: dict[str, Any] = {
         "uar": None,
         "war": None,
@@ -181,28 +176,12 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend:
         "shuffle_labels": config.shuffle_labels,
     }
     if config.stage in ("pretrain", "all"):
-        task = PretrainTask(config, data, hardware)
-        if config.init_from is not None and not run.list_checkpoints("pretrain"):
-            start_from(task.model, config.init_from, run)
-        last = fit(task, config, run, hardware).last_record
-        results |= {
-            "pretrain_loss": last["loss"],
-            "pretrain_loss_predicting_zero": last["zero"],
-            "pretrain_loss_ratio": last["loss"] / last["zero"],
-            "pretrain_clips_per_second": last["clips_per_second"],
-        }
-        say(f"pre-training loss {last['loss']:.3f}: {last['loss'] / last['zero']:.2f} of predicting zero")
-        if hardware.is_main:
-            task.draw(data.test, run)
+        results |= pretrain(config, data, run, hardware)
+        ratio = results["pretrain_loss_ratio"]
+        say(f"pre-training loss {results['pretrain_loss']:.3f}: {ratio:.2f} of predicting zero")
     if config.stage in ("finetune", "all"):
-        tuning = FinetuneTask(config, data, hardware)
-        hardware.barrier()  # the main process has written the checkpoint that the others read
-        source = find_weights(run.path, stages=("pretrain",)) if config.stage == "all" else config.init_from
-        if source is not None and not run.list_checkpoints("finetune"):
-            start_from(tuning.model, source, run)
-        last = fit(tuning, config, run, hardware).last_record
-        results |= {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
-        model = tuning.model
+        model, record = finetune(config, data, run, hardware)
+        results |= record
     elif config.stage == "evaluate":
         model, _ = load_classifier(
             config.init_from or run.path, fused_attn=config.fused_attn, config=config, classes=data.classes
@@ -214,6 +193,44 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend:
     if hardware.is_main:
         run.write_json("metrics.json", results)
         say(f"results in {run.path}")
+
+
+# The two stages are functions of their own so that the decoding processes of one, and the videos they keep in
+# memory, are gone before the other starts its own.
+def pretrain(config: TrainConfig, data: Any, run: Any, hardware: Any) -> dict[str, Any]:
+    """Pre-trains, draws a reconstruction, and returns the figures of the last epoch."""
+    from .training.loop import fit
+    from .training.pretrain import PretrainTask
+    from .training.weights import start_from
+
+    task = PretrainTask(config, data, hardware)
+    if config.init_from is not None and not run.list_checkpoints("pretrain"):
+        start_from(task.model, config.init_from, run)
+    last = fit(task, config, run, hardware).last_record
+    if hardware.is_main:
+        task.draw(data.test, run)
+    return {
+        "pretrain_loss": last["loss"],
+        "pretrain_loss_predicting_zero": last["zero"],
+        "pretrain_loss_ratio": last["loss"] / last["zero"],
+        "pretrain_clips_per_second": last["clips_per_second"],
+    }
+
+
+def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[Any, dict[str, Any]]:
+    """Fine-tunes, and returns the classifier and the figures of the last epoch."""
+    from .training.finetune import FinetuneTask
+    from .training.loop import fit
+    from .training.run import find_weights
+    from .training.weights import start_from
+
+    task = FinetuneTask(config, data, hardware)
+    hardware.barrier()  # the main process has written the checkpoint that the others read
+    source = find_weights(run.path, stages=("pretrain",)) if config.stage == "all" else config.init_from
+    if source is not None and not run.list_checkpoints("finetune"):
+        start_from(task.model, source, run)
+    last = fit(task, config, run, hardware).last_record
+    return task.model, {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
 
 
 def attention_backend(config: TrainConfig, hardware: Any) -> str:

@@ -37,7 +37,7 @@ def test_blank_lines_comments_and_a_byte_order_mark_are_skipped(tmp_path):
 def test_relative_paths_join_the_root_and_absolute_ones_stay(tmp_path):
     file = write(tmp_path, "x/a.mp4 0\n/data/b.mp4 1\n")
     assert [s.path for s in read_list(file)] == [str(tmp_path / "x/a.mp4"), "/data/b.mp4"]
-    assert [s.path for s in read_list(file, root="/root")] == ["/root/x/a.mp4", "/data/b.mp4"]
+    assert [s.path for s in read_list(file, root="/srv")] == ["/srv/x/a.mp4", "/data/b.mp4"]
 
 
 def test_absolute_paths_of_another_machine_are_remapped_at_folder_borders(tmp_path):

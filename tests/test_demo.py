@@ -103,7 +103,7 @@ def test_only_its_own_units_separate_a_motion_class_from_rest() -> None:
 
 def test_full_size_is_balanced_and_identities_are_disjoint() -> None:
     people = {}
-    for split, count in (("train", 672), ("test", 210)):
+    for split, count in (("train", 1344), ("test", 210)):
         clips = clips_of(split)
         assert len(clips) == count and len({clip.file for clip in clips}) == count
         per_person = {(clip.identity, clip.label) for clip in clips}

@@ -35,9 +35,7 @@ class FinetuneTask:
             "num_segments": config.num_segments,
         }
         samples = shuffled_labels(data.train, config.seed) if config.shuffle_labels else data.train
-        self.dataset = ClipDataset(
-            samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed
-        )
+        self.dataset = ClipDataset(samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed)
         self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)
         self._mixup = _make_mixup(config, len(data.classes))
 
@@ -50,6 +48,8 @@ class FinetuneTask:
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``; and, without mixup, ``accuracy`` on the training clips."""
         clip, label = batch["clip"], batch["label"]
+        if self.settings.still_mix:
+            clip = blend_still(clip, self.settings.still_mix)
         if self._mixup is not None and len(clip) % 2 == 0:
             # timm's cutmix cuts dims 2 and 3, which must be height and width: (B, 3, T, H, W) → (B, 3·T, H, W).
             mixed, target = self._mixup(clip.flatten(1, 2), label)
@@ -73,6 +73,22 @@ def shuffled_labels(samples: list[Sample], seed: int) -> list[Sample]:
     """The control experiment: the same clips, the same labels, dealt out at random."""
     order = np.random.default_rng([seed, 7]).permutation(len(samples))
     return [Sample(sample.path, samples[other].label) for sample, other in zip(samples, order, strict=True)]
+
+
+def blend_still(clip: torch.Tensor, strongest: float) -> torch.Tensor:
+    """Blends each clip with one frame of another clip of the batch, at a share drawn from [0, ``strongest``].
+
+    A still picture changes what a clip looks like and not how it moves, so a classifier cannot tell training
+    clips by their looks alone. After the static frames of arXiv 2009.05769 (there of the same clip).
+
+    Args:
+        clip: (B, 3, frames, height, width).
+    """
+    count, frames = clip.shape[0], clip.shape[2]
+    share = strongest * torch.rand(count, 1, 1, 1, 1, device=clip.device, dtype=clip.dtype)
+    other = torch.randperm(count, device=clip.device)
+    frame = torch.randint(frames, (count,), device=clip.device)
+    return torch.lerp(clip, clip[other, :, frame].unsqueeze(2), share)
 
 
 def _make_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:

@@ -34,6 +34,10 @@ class Hardware:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.amp_dtype)
 
+    def describe(self) -> str:
+        """The device, and mixed precision where there is some."""
+        return f"{self.device}" + (f" ({str(self.amp_dtype).split('.')[-1]} autocast)" if self.amp_dtype else "")
+
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model on the device; under DistributedDataParallel where there are several processes."""
         model = model.to(self.device)
@@ -66,8 +70,17 @@ def open_hardware(config: TrainConfig) -> Hardware:
     rank = dist.get_rank() if world_size > 1 else 0
     amp = config.amp
     if amp == "auto":
-        amp = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "off"
+        amp = "bf16" if has_fast_bf16(device) else "off"
     return Hardware(device, AMP_DTYPES.get(amp), rank, world_size)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of torch cannot tell, and then do without.
+    processor: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(processor.get("avx512_bf16") or processor.get("amx_bf16"))
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..config import FinetuneConfig, PretrainConfig, TrainConfig
+from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..models import VideoModel
 from .hardware import Hardware
@@ -32,7 +32,7 @@ class Task(Protocol):
     name: str
 
     @property
-    def settings(self) -> PretrainConfig | FinetuneConfig: ...
+    def settings(self) -> StageConfig: ...
 
     model: VideoModel
     metadata: dict[str, Any]
@@ -180,7 +180,7 @@ def _end_epoch(
 
 
 def _scheduled(
-    settings: PretrainConfig | FinetuneConfig, step: int, total: int, steps_per_epoch: int
+    settings: StageConfig, step: int, total: int, steps_per_epoch: int
 ) -> float:
     scale = settings.batch_size / 256
     warmup = int(settings.warmup_epochs * steps_per_epoch)

@@ -8,28 +8,31 @@ from typing import Any
 
 import torch
 
-from ..config import FinetuneConfig, PretrainConfig
+from ..config import StageConfig
 from ..models import VideoModel
 
 MUON_LR_SCALE = 4.0
 
+
 def parameter_groups(
-    model: VideoModel, weight_decay: float, layer_decay: float = 1.0
+    model: VideoModel, weight_decay: float, layer_decay: float = 1.0, patch_embed_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups by (decayed or not, layer).
+    """Groups by (decayed or not, factor on the learning rate).
 
     Not decayed: biases, other 1-D parameters and what ``model.no_weight_decay()`` names (tokens). The published
     pre-training decays the representative tokens, by a naming slip; this does not. ``lr_scale`` of layer i is
-    ``layer_decay ** (last - i)`` with the patch embedding as layer 0 and the head in the last.
+    ``layer_decay ** (last - i)`` with the patch embedding as layer 0 and the head in the last; the patch
+    embedding's is multiplied by ``patch_embed_lr_scale``.
     """
     exempt = model.no_weight_decay()
-    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and name not in exempt
-        layer = model.layer_index(name) if layer_decay != 1.0 else 0
-        scale = layer_decay ** (model.num_layers - 1 - layer) if layer_decay != 1.0 else 1.0
+        scale = layer_decay ** (model.num_layers - 1 - model.layer_index(name)) if layer_decay != 1.0 else 1.0
+        if name.startswith("encoder.patch_embed."):
+            scale *= patch_embed_lr_scale
         group = groups.setdefault(
-            (decayed, layer),
+            (decayed, scale),
             {"params": [], "weight_decay": weight_decay if decayed else 0.0, "lr_scale": scale},
         )
         group["params"].append(parameter)
@@ -43,8 +46,10 @@ class Optimizers:
     its step is scaled to AdamW's size, times ``MUON_LR_SCALE``.
     """
 
-    def __init__(self, model: VideoModel, settings: PretrainConfig | FinetuneConfig) -> None:
-        groups = parameter_groups(model, settings.weight_decay, getattr(settings, "layer_decay", 1.0))
+    def __init__(self, model: VideoModel, settings: StageConfig) -> None:
+        groups = parameter_groups(
+            model, settings.weight_decay, settings.layer_decay, settings.patch_embed_lr_scale
+        )
         matrices: set[int] = set()
         if settings.optimizer == "muon":
             named = model.named_parameters()

@@ -20,7 +20,7 @@ from .scene import SIZE, sample_scene
 SEED = 0
 FPS = 16
 TAKES = 2  # clips of each expression by each person
-IDENTITIES = {"train": range(0, 48), "test": range(48, 63)}  # disjoint people
+IDENTITIES = {"train": (*range(48), *range(63, 111)), "test": tuple(range(48, 63))}  # disjoint people
 SPLITS = tuple(IDENTITIES)
 # Streams of random numbers that never meet.
 _IDENTITY_STREAM, _COURSE_STREAM, _SCENE_STREAM = range(3)
@@ -43,7 +43,7 @@ class Clip(NamedTuple):
     @property
     def file(self) -> str:
         """Relative to the set's folder, with forward slashes."""
-        return f"clips/{self.split}_{self.number:04d}_{self.expression}_id{self.identity:02d}.mp4"
+        return f"clips/{self.split}_{self.number:04d}_{self.expression}_id{self.identity:03d}.mp4"
 
 
 def clips_of(split: str, limit: int | None = None) -> list[Clip]:

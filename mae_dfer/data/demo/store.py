@@ -25,7 +25,7 @@ from .expression import CLASSES, FRAMES
 from .render import FPS, SEED, SPLITS, Clip, clips_of, describe, write_clip
 from .scene import SIZE
 
-VERSION = 1
+VERSION = 2
 GENERATOR = "mae_dfer.data.demo"
 _METADATA, _CLASSES, _CLIPS = "metadata.json", "classes.txt", "clips"
 _LISTS = {split: f"{split}.txt" for split in SPLITS}
@@ -51,7 +51,7 @@ def ensure_demo(
     workers: int | None = None,
     limit: int | None = None,
 ) -> Path:
-    """Returns the folder of the demo set, drawing it first where it is missing (under a minute on two cores).
+    """Returns the folder of the demo set, drawing it first where it is missing (under two minutes on two cores).
 
     The folder holds ``classes.txt``, ``train.txt``, ``test.txt``, ``clips/*.mp4`` (96 x 96, 36 frames at 16 frames
     per second) and ``metadata.json``, which says how each clip came about. Contents are a function of the version
