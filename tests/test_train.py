@@ -13,6 +13,7 @@ import torch
 from mae_dfer.checkpoint import load_weights
 from mae_dfer.predict import main as predict
 from mae_dfer.train import main as train
+from mae_dfer.training.finetune import blend_still
 from mae_dfer.training.loop import Position
 from mae_dfer.training.metrics import classification_report
 from mae_dfer.training.optim import learning_rate, parameter_groups
@@ -307,10 +308,14 @@ def test_parameter_groups_decay_layers_and_spare_tokens():
     from mae_dfer import create_model
 
     model = create_model("lgi_former_tiny_patch16_160", depth=2)
-    groups = {id(p): group for group in parameter_groups(model, 0.05, 0.5) for p in group["params"]}
+    groups = {
+        id(p): group
+        for group in parameter_groups(model, 0.05, 0.5, patch_embed_lr_scale=0.1)
+        for p in group["params"]
+    }
     assert len(groups) == len(list(model.parameters()))
     expected = {
-        "encoder.patch_embed.proj.weight": (0.05, 0.125),
+        "encoder.patch_embed.proj.weight": (0.05, 0.1 * 0.125),
         "encoder.blocks.0.mlp.fc1.weight": (0.05, 0.25),
         "encoder.blocks.1.mlp.fc1.bias": (0.0, 0.5),
         "encoder.representative_tokens": (0.0, 1.0),
@@ -320,6 +325,22 @@ def test_parameter_groups_decay_layers_and_spare_tokens():
     for name, (decay, scale) in expected.items():
         group = groups[id(parameters[name])]
         assert (group["weight_decay"], group["lr_scale"]) == (decay, scale), name
+
+
+def test_a_blended_still_changes_looks_and_not_motion():
+    torch.manual_seed(0)
+    clip = torch.randn(6, 3, 5, 4, 4, dtype=torch.float64)
+    blended = blend_still(clip, 0.4)
+    assert torch.equal(blend_still(clip, 0.0), clip)
+    motion, mixed = clip.diff(dim=2), blended.diff(dim=2)
+    share = 1 - (mixed * motion).sum((1, 2, 3, 4)) / motion.square().sum((1, 2, 3, 4))
+    assert 0 < share.min() and share.max() < 0.4 and share.std() > 0.01
+    torch.testing.assert_close(mixed, motion * (1 - share).view(-1, 1, 1, 1, 1))
+    # What was blended in is one frame of one clip.
+    still = (blended - clip * (1 - share).view(-1, 1, 1, 1, 1)) / share.view(-1, 1, 1, 1, 1)
+    frames = clip.transpose(1, 2).reshape(30, -1)
+    distance = (still[:, None, :, 0].flatten(2) - frames).norm(dim=-1)
+    assert distance.min(dim=1).values.max() < 1e-9
 
 
 def test_uar_is_the_mean_recall():

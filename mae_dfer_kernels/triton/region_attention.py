@@ -164,8 +164,8 @@ def _unavailable_here(device: torch.device) -> str | None:
         return None
     if device.type != "cuda":
         return (
-            f"qkv is on {device.type!r} and Triton compiles for GPUs; move qkv to a CUDA device, or set "
-            "TRITON_INTERPRET=1 before the first import of triton to have its interpreter run it (slowly)"
+            f"Triton compiles for GPUs, not for {device.type!r}; take a CUDA device, or set TRITON_INTERPRET=1 "
+            "before the first import of triton to have its interpreter run it (slowly)"
         )
     if torch.version.hip is not None:
         return "these kernels are tuned and tested for NVIDIA GPUs alone; take backend 'eager' on AMD GPUs"
