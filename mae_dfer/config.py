@@ -231,7 +231,8 @@ def _tiny() -> TrainConfig:
 
     The patch embedding learns slowly (``patch_embed_lr_scale``): at the rate of the rest its outputs grow to ten times
     the fixed positions that are added to them, and then no block can tell when something happens. Stills of other
-    clips are blended in (``still_mix``) against learning training clips by their looks.
+    clips are blended in (``still_mix``) against learning training clips by their looks. Videos are decoded once and
+    kept, by the training process itself: decoding processes would take turns with it on the same two cores.
     """
     return TrainConfig(
         preset="tiny",
@@ -243,9 +244,10 @@ def _tiny() -> TrainConfig:
         pool="local",
         stride=2,
         num_segments=1,
+        workers=0,
         cache_gb=2.0,
         pretrain=PretrainConfig(
-            epochs=13,
+            epochs=10,
             batch_size=16,
             lr=3.2e-2,
             min_lr=3e-4,
@@ -257,7 +259,7 @@ def _tiny() -> TrainConfig:
             crop_scales=(1.0, 0.875),
         ),
         finetune=FinetuneConfig(
-            epochs=36,
+            epochs=56,
             batch_size=32,
             lr=8e-3,
             min_lr=8e-5,

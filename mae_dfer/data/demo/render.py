@@ -19,8 +19,8 @@ from .scene import SIZE, sample_scene
 
 SEED = 0
 FPS = 16
-TAKES = 2  # clips of each expression by each person
-IDENTITIES = {"train": (*range(48), *range(63, 111)), "test": tuple(range(48, 63))}  # disjoint people
+IDENTITIES = {"train": (*range(48), *range(63, 207)), "test": tuple(range(48, 63))}  # disjoint people
+TAKES = {"train": 1, "test": 2}  # clips of each expression by each person; many people teach more than many takes
 SPLITS = tuple(IDENTITIES)
 # Streams of random numbers that never meet.
 _IDENTITY_STREAM, _COURSE_STREAM, _SCENE_STREAM = range(3)
@@ -49,7 +49,7 @@ class Clip(NamedTuple):
 def clips_of(split: str, limit: int | None = None) -> list[Clip]:
     """The clips of a split, in an order of which every seven in a row show one person's seven expressions."""
     people = IDENTITIES[split]
-    total = len(people) * len(CLASSES) * TAKES
+    total = len(people) * len(CLASSES) * TAKES[split]
     found = []
     for number in range(total if limit is None else min(limit, total)):
         turn, label = divmod(number, len(CLASSES))
