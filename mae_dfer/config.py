@@ -112,7 +112,9 @@ class TrainConfig:
         choices=("auto", "off", "bf16", "fp16"),
     )
     seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
-    workers: int | None = option(None, "processes that decode video (default: the CPU cores, at most 8)")
+    workers: int | None = option(
+        None, "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)"
+    )
     cache_gb: float = option(0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB")
     save_every: float = option(
         5.0,
@@ -232,7 +234,7 @@ def _tiny() -> TrainConfig:
     The patch embedding learns slowly (``patch_embed_lr_scale``): at the rate of the rest its outputs grow to ten times
     the fixed positions that are added to them, and then no block can tell when something happens. Stills of other
     clips are blended in (``still_mix``) against learning training clips by their looks. Videos are decoded once and
-    kept, by the training process itself: decoding processes would take turns with it on the same two cores.
+    kept.
     """
     return TrainConfig(
         preset="tiny",
@@ -244,7 +246,6 @@ def _tiny() -> TrainConfig:
         pool="local",
         stride=2,
         num_segments=1,
-        workers=0,
         cache_gb=2.0,
         pretrain=PretrainConfig(
             epochs=10,

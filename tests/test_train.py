@@ -352,3 +352,14 @@ def test_uar_is_the_mean_recall():
 
 def test_a_position_is_made_of_what_a_safe_load_allows():
     assert all(isinstance(value, (int, float, dict)) for value in vars(Position()).values())
+
+
+def test_decoding_processes_are_left_out_only_where_they_would_compete():
+    from mae_dfer.config import preset
+    from mae_dfer.training.inputs import num_workers
+
+    config, cpu, gpu = preset("tiny"), torch.device("cpu"), torch.device("cuda")
+    assert config.cache_gb and num_workers(config, cpu) == 0
+    assert num_workers(config, gpu) > 0 and num_workers(config) > 0
+    config.workers = 3
+    assert num_workers(config, cpu) == 3
