@@ -28,7 +28,8 @@ from mae_dfer.cli import Parser, command
 from mae_dfer.errors import UserError
 from mae_dfer.files import write_atomically
 from mae_dfer.training.progress import console
-from mae_dfer_kernels import backends, reference, region_attention
+from mae_dfer_kernels import backends, region_attention
+from mae_dfer_kernels.reference import region_attention as reference
 
 HEADS, HEAD_DIM, REGIONS = 8, 64, 16  # the base model, two clips
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -60,7 +61,7 @@ def variants(qkv: Tensor) -> dict[str, Op]:
     """What can run this call, by name."""
     found: dict[str, Op] = {"eager": lambda x: reference.region_attention(x, HEADS, HEAD_DIM**-0.5), "sdpa": sdpa}
     for name in backends.NAMES[1:]:
-        if backends.unavailable(name, qkv, HEADS) is None:
+        if backends.unavailable("region_attention", name, qkv, HEADS) is None:
             found[f"fused-{name}"] = lambda x, name=name: region_attention(x, HEADS, backend=name)
     return found
 

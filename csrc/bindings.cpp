@@ -4,10 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/region_attention.h"
+#include "cpu/dispatch.h"
+#include "cpu/ops.h"
 
 namespace py = pybind11;
+using mae_dfer::DType;
 using mae_dfer::RegionAttention;
+using mae_dfer::ResidualLayerNorm;
+using mae_dfer::StridedRows;
 
 namespace {
 
@@ -19,7 +23,7 @@ RegionAttention describe(uintptr_t qkv, int64_t region_stride, int64_t token_str
   problem.qkv_region_stride = region_stride;
   problem.qkv_token_stride = token_stride;
   problem.result = reinterpret_cast<void*>(result);
-  problem.dtype = static_cast<mae_dfer::DType>(dtype);
+  problem.dtype = static_cast<DType>(dtype);
   problem.regions = regions;
   problem.tokens = tokens;
   problem.heads = heads;
@@ -50,12 +54,77 @@ void backward(uintptr_t grad_out, int64_t grad_region_stride, int64_t grad_token
   mae_dfer::cpu::region_attention_backward(problem);
 }
 
+// (address, group stride, row stride, dtype)
+using RowsArgument = std::tuple<uintptr_t, int64_t, int64_t, int>;
+
+StridedRows rows(const RowsArgument& given) {
+  return {reinterpret_cast<const void*>(std::get<0>(given)), std::get<1>(given), std::get<2>(given),
+          static_cast<DType>(std::get<3>(given))};
+}
+
+const void* input(uintptr_t address) { return reinterpret_cast<const void*>(address); }
+void* output(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+void residual_layer_norm_forward(const RowsArgument& x, const RowsArgument& update, uintptr_t row_scale,
+                                 uintptr_t weight, uintptr_t bias, uintptr_t sum, uintptr_t normed, int normed_dtype,
+                                 int64_t groups, int64_t group_rows, int64_t channels, double eps, int threads) {
+  ResidualLayerNorm problem;
+  problem.groups = groups;
+  problem.rows = group_rows;
+  problem.channels = channels;
+  problem.eps = eps;
+  problem.threads = threads;
+  problem.x = rows(x);
+  problem.update = rows(update);
+  problem.row_scale = input(row_scale);
+  problem.weight = input(weight);
+  problem.bias = input(bias);
+  problem.sum = output(sum);
+  problem.normed = output(normed);
+  problem.normed_dtype = static_cast<DType>(normed_dtype);
+  problem.grad_sum.dtype = problem.grad_normed.dtype = problem.x.dtype;
+  mae_dfer::cpu::residual_layer_norm_forward(problem);
+}
+
+void residual_layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_normed, uintptr_t sum,
+                                  int dtype, uintptr_t row_scale, uintptr_t weight, uintptr_t grad_x,
+                                  uintptr_t grad_update, int update_dtype, uintptr_t partial_sums, int64_t groups,
+                                  int64_t group_rows, int64_t channels, double eps, int threads) {
+  ResidualLayerNorm problem;
+  problem.groups = groups;
+  problem.rows = group_rows;
+  problem.channels = channels;
+  problem.eps = eps;
+  problem.threads = threads;
+  problem.x.dtype = problem.normed_dtype = static_cast<DType>(dtype);
+  problem.update.dtype = static_cast<DType>(update_dtype);
+  problem.row_scale = input(row_scale);
+  problem.weight = input(weight);
+  problem.sum = output(sum);
+  problem.grad_sum = rows(grad_sum);
+  problem.grad_normed = rows(grad_normed);
+  problem.grad_x = output(grad_x);
+  problem.grad_update = output(grad_update);
+  problem.partial_sums = output(partial_sums);
+  mae_dfer::cpu::residual_layer_norm_backward(problem);
+}
+
+int64_t residual_layer_norm_chunks(int64_t groups, int64_t group_rows) {
+  ResidualLayerNorm problem;
+  problem.groups = groups;
+  problem.rows = group_rows;
+  return problem.chunks();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "Compiled kernels of mae_dfer_kernels; reached through mae_dfer_kernels.native";
   module.def("region_attention_forward", &forward, py::call_guard<py::gil_scoped_release>());
   module.def("region_attention_backward", &backward, py::call_guard<py::gil_scoped_release>());
+  module.def("residual_layer_norm_forward", &residual_layer_norm_forward, py::call_guard<py::gil_scoped_release>());
+  module.def("residual_layer_norm_backward", &residual_layer_norm_backward, py::call_guard<py::gil_scoped_release>());
+  module.def("residual_layer_norm_chunks", &residual_layer_norm_chunks);
   module.def("instruction_sets", &mae_dfer::cpu::instruction_sets);
   module.def("chosen_instruction_set", &mae_dfer::cpu::chosen_instruction_set);
   module.def("choose_instruction_set", &mae_dfer::cpu::choose_instruction_set, py::arg("name"));

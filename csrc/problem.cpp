@@ -1,19 +1,20 @@
 #include "problem.h"
 
 #include <stdexcept>
-#include <string>
 
 namespace mae_dfer {
 namespace {
 
 void require(bool holds, const char* complaint) {
-  if (!holds) throw std::invalid_argument(std::string("region_attention: ") + complaint);
+  if (!holds) throw std::invalid_argument(complaint);
 }
+
+bool known(DType dtype) { return static_cast<int>(dtype) >= 0 && static_cast<int>(dtype) <= 3; }
 
 }  // namespace
 
 void RegionAttention::check(bool backward) const {
-  require(static_cast<int>(dtype) >= 0 && static_cast<int>(dtype) <= 3, "dtype code is not known");
+  require(known(dtype), "dtype code is not known");
   require(regions >= 0 && tokens >= 0, "regions and tokens must not be negative");
   require(heads >= 1 && head_dim >= 1, "heads and head_dim must be at least 1");
   require(tokens <= 1 << 24 && head_dim <= 1 << 24, "tokens and head_dim must be at most 2^24");
@@ -22,6 +23,24 @@ void RegionAttention::check(bool backward) const {
   if (empty()) return;
   require(qkv != nullptr && result != nullptr, "an address is null");
   require(!backward || grad_out != nullptr, "the address of grad_out is null");
+}
+
+void ResidualLayerNorm::check(bool backward) const {
+  require(groups >= 0 && rows >= 0, "groups and rows must not be negative");
+  require(channels >= 1 && channels <= 1 << 24, "channels must be between 1 and 2^24");
+  require(threads >= 1, "threads must be at least 1");
+  for (const DType dtype : {x.dtype, update.dtype, normed_dtype, grad_sum.dtype, grad_normed.dtype}) {
+    require(known(dtype), "dtype code is not known");
+    require((dtype == DType::float64) == (x.dtype == DType::float64), "float64 goes with float64 alone");
+  }
+  if (empty()) return;
+  require(weight != nullptr && sum != nullptr, "an address is null");
+  if (backward) {
+    require(grad_normed.data != nullptr && grad_x != nullptr && partial_sums != nullptr, "an address is null");
+  } else {
+    require(x.data != nullptr && update.data != nullptr && bias != nullptr && normed != nullptr,
+            "an address is null");
+  }
 }
 
 }  // namespace mae_dfer

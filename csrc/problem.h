@@ -34,4 +34,44 @@ struct RegionAttention {
   void check(bool backward) const;
 };
 
+// Rows of G groups of M rows, where only a row's own elements need be adjacent. Strides count elements.
+struct StridedRows {
+  const void* data = nullptr;
+  int64_t group_stride = 0;
+  int64_t row_stride = 0;
+  DType dtype = DType::float32;
+};
+
+// sum = x + row_scale · update, and normed = LayerNorm(sum) · weight + bias, for G groups of M rows of C channels.
+// What is not `StridedRows` is contiguous.
+struct ResidualLayerNorm {
+  int64_t groups = 0;
+  int64_t rows = 0;
+  int64_t channels = 0;
+  double eps = 0.0;
+  StridedRows x;                           // forward only, but for its dtype, which is that of `sum` and of its gradient
+  StridedRows update;                      // forward only, but for its dtype
+  const void* row_scale = nullptr;  // (G,) in the type computed in, or null for 1
+  const void* weight = nullptr;     // (C,) in the type computed in: float64 where x is, else float32
+  const void* bias = nullptr;       // forward only
+  void* sum = nullptr;              // (G, M, C); what the backward reads
+  void* normed = nullptr;           // (G, M, C) of normed_dtype
+  DType normed_dtype = DType::float32;
+  StridedRows grad_sum;                    // backward from here on; no data: zero
+  StridedRows grad_normed;
+  void* grad_x = nullptr;
+  void* grad_update = nullptr;      // null where it equals grad_x
+  void* partial_sums = nullptr;     // (chunks(), 2, C) in the type computed in: of the weight's gradient, the bias's
+  int threads = 1;
+
+  bool empty() const { return groups == 0 || rows == 0; }
+  // Rows are shared out in chunks whose number and borders do not depend on the threads.
+  int64_t chunk_rows() const {
+    const int64_t share = (groups * rows + 255) / 256;
+    return share < 16 ? 16 : share;
+  }
+  int64_t chunks() const { return (groups * rows + chunk_rows() - 1) / chunk_rows(); }
+  void check(bool backward) const;
+};
+
 }  // namespace mae_dfer

@@ -248,7 +248,7 @@ def attention_backend(config: TrainConfig, hardware: Any) -> str:
     tokens = model.num_tokens // model.num_regions + 1
     dtype = hardware.amp_dtype or torch.float32
     probe = torch.empty(1, tokens, 3 * model.embed_dim, device=hardware.device, dtype=dtype)
-    return backends.choose("auto", probe, model.num_heads)
+    return backends.choose("region_attention", "auto", probe, model.num_heads)
 
 
 if __name__ == "__main__":

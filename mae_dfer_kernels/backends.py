@@ -4,57 +4,63 @@ from __future__ import annotations
 
 import warnings
 from types import ModuleType
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from mae_dfer_kernels import native, reference
+from mae_dfer_kernels import native
+from mae_dfer_kernels.native import region_attention as native_region_attention
+from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
+from mae_dfer_kernels.reference import region_attention as reference_region_attention
+from mae_dfer_kernels.reference import residual_layer_norm as reference_residual_layer_norm
 
 NAMES = ("eager", "cpu", "triton", "cuda")
 """The backends: plain PyTorch, C++ for the CPU, Triton, CUDA C++."""
+
+# Triton is imported when it is first asked for.
+_MODULES = {
+    "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
+    "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
+}
 
 
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot run this call; the message says why."""
 
 
-def module(backend: str) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` a (resolved) backend name stands for."""
-    if backend == "eager":
-        return reference
-    if backend == "cpu":
-        return native
+def module(op: str, backend: str) -> ModuleType:
+    """The module whose ``forward`` and ``backward`` run operator ``op`` on a (resolved) backend."""
     if backend == "triton":
         from mae_dfer_kernels.triton import region_attention as triton_region_attention
 
-        return triton_region_attention
-    raise ValueError(f"backend: {backend!r} cannot run; a resolved backend is one of eager, cpu, triton")
+        return {"region_attention": triton_region_attention}[op]
+    return _MODULES[op][backend]
 
 
-def unavailable(backend: str, qkv: Tensor, num_heads: int) -> str | None:
-    """Why ``backend`` cannot run region attention on ``qkv`` (R, S, 3*H*D), or None if it can."""
+def unavailable(op: str, backend: str, *problem: Any) -> str | None:
+    """Why ``backend`` cannot run operator ``op`` on ``problem`` (a tensor first), or None if it can."""
+    if backend not in NAMES:
+        raise ValueError(f"backend: {backend!r} is none of {', '.join(('auto', *NAMES))}")
     if backend == "eager":
         return None
-    if backend == "cpu":
-        return native.unavailable(qkv, num_heads)
-    if backend == "triton":
-        missing = _triton_missing()
-        return missing or module("triton").unavailable(qkv, num_heads)
     if backend == "cuda":
         return "not built in this version"
-    raise ValueError(f"backend: {backend!r} is none of {', '.join(('auto', *NAMES))}")
+    missing = _triton_missing() if backend == "triton" else None
+    return missing or module(op, backend).unavailable(*problem)
 
 
-def choose(backend: str, qkv: Tensor, num_heads: int) -> str:
-    """Resolve ``backend`` for this call: ``auto`` to the fastest that can run it, a name to itself.
+def choose(op: str, backend: str, *problem: Any) -> str:
+    """Resolve ``backend`` for a call of operator ``op``: ``auto`` to the fastest that can run it, a name to itself.
+
+    ``problem`` is what the operator's backends need to know of the call, a tensor first.
 
     Raises:
         BackendUnavailable: the named backend cannot run the call.
         ValueError: there is no backend of that name.
     """
     if backend == "auto":
-        return _choose_fastest(qkv, num_heads)
-    reason = unavailable(backend, qkv, num_heads)
+        return _choose_fastest(op, *problem)
+    reason = unavailable(op, backend, *problem)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
     return backend
@@ -70,24 +76,24 @@ def status() -> list[tuple[str, bool, str]]:
     triton_reason = _triton_missing()
     if triton_reason is None:
         probe = torch.empty(1, 1, 3 * 64, device="cuda" if torch.cuda.is_available() else "cpu")
-        triton_reason = module("triton").unavailable(probe, 1)
+        triton_reason = module("region_attention", "triton").unavailable(probe, 1)
     rows.append(("triton", triton_reason is None, triton_reason or _triton_version()))
     rows.append(("cuda", False, "not built in this version"))
     return rows
 
 
-def _choose_fastest(qkv: Tensor, num_heads: int) -> str:
-    device = qkv.device.type
+def _choose_fastest(op: str, *problem: Any) -> str:
+    device = problem[0].device.type
     if device == "meta":
         return "eager"
     fastest = {"cpu": "cpu", "cuda": "triton"}.get(device)
     if fastest is None:
-        _warn_once(f"no fused region attention for device {device!r}")
+        _warn_once(f"no fused {op} for device {device!r}")
         return "eager"
-    reason = unavailable(fastest, qkv, num_heads)
+    reason = unavailable(op, fastest, *problem)
     if reason is None:
         return fastest
-    _warn_once(f"the {fastest} backend of region attention cannot run: {reason}")
+    _warn_once(f"the {fastest} backend of {op} cannot run: {reason}")
     return "eager"
 
 
@@ -103,7 +109,7 @@ def _warn_once(reason: str) -> None:
 
 def _triton_missing() -> str | None:
     try:
-        module("triton")
+        module("region_attention", "triton")
     except ImportError as error:
         return f"Triton does not import ({error})"
     return None

@@ -32,3 +32,11 @@ def _region_attention_backward_flops(
     grad_out_shape: Any, qkv_shape: Any, num_heads: int, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     return 5 * region_attention_matmul_flops(qkv_shape, num_heads)
+
+
+@register_flop_formula(
+    [torch.ops.mae_dfer_kernels.residual_layer_norm, torch.ops.mae_dfer_kernels.residual_layer_norm_backward]
+)
+def _residual_layer_norm_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Nothing, as for torch's own LayerNorm and additions: there is no matmul in it."""
+    return 0

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels import backends, reference
+from mae_dfer_kernels import backends
+from mae_dfer_kernels.reference import region_attention as reference
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -26,13 +27,13 @@ _LIBRARY.define(
 
 
 def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
-    return backends.module(backend).forward(qkv, num_heads, scale, dropout_p, seed)
+    return backends.module("region_attention", backend).forward(qkv, num_heads, scale, dropout_p, seed)
 
 
 def _backward(
     grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str
 ) -> Tensor:
-    return backends.module(backend).backward(
+    return backends.module("region_attention", backend).backward(
         grad_out, qkv, num_heads, scale, dropout_p, seed
     )
 
@@ -114,7 +115,7 @@ def region_attention(
         dropout_p: probability, in [0, 1), with which an attention probability is dropped; those kept are
             scaled by 1 / (1 - dropout_p).
         seed: key of the dropout mask, in [0, 2**63); needed where ``dropout_p > 0``. One seed gives one mask,
-            the same on every backend (`mae_dfer_kernels.reference.dropout_keep_mask`), so draw a new one each
+            the same on every backend (`mae_dfer_kernels.reference.dropout.dropout_keep_mask`), so draw a new one each
             step.
         backend: ``eager``, ``cpu``, ``triton``, ``cuda``, or ``auto`` for the fastest that can run this call.
 
@@ -133,7 +134,7 @@ def region_attention(
     dropout_p, seed = _check_dropout(dropout_p, seed)
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a string, got {type(backend).__name__}")
-    resolved = backends.choose(backend, qkv, num_heads)
+    resolved = backends.choose("region_attention", backend, qkv, num_heads)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and qkv.requires_grad):
         return _forward_op(qkv, num_heads, scale, dropout_p, seed, resolved)
     return _RegionAttention.apply(qkv, num_heads, scale, dropout_p, seed, resolved)

@@ -44,9 +44,9 @@ def test_native_library_is_built() -> None:
 
 
 def test_auto_takes_the_fastest_that_can_run() -> None:
-    assert backends.choose("auto", QKV, 2) == "cpu"
-    assert backends.choose("auto", QKV.to("meta"), 2) == "eager"
-    assert backends.choose("eager", QKV, 2) == "eager"
+    assert backends.choose("region_attention", "auto", QKV, 2) == "cpu"
+    assert backends.choose("region_attention", "auto", QKV.to("meta"), 2) == "eager"
+    assert backends.choose("region_attention", "eager", QKV, 2) == "eager"
 
 
 @pytest.mark.parametrize(

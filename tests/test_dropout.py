@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mae_dfer_kernels import reference
+from mae_dfer_kernels.reference import dropout
 
 
 # Known answers of Random123's kat_vectors for philox4x32-10.
@@ -24,13 +24,13 @@ from mae_dfer_kernels import reference
 def test_philox_gives_the_published_answers(
     counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]
 ) -> None:
-    result = reference._philox([torch.tensor([word]) for word in counter], key)
+    result = dropout._philox([torch.tensor([word]) for word in counter], key)
     assert tuple(int(word) for word in result) == words
 
 
 def test_dropout_keeps_the_asked_share_without_pattern() -> None:
     for dropout_p in (0.1, 0.5, 0.9):
-        keep = reference.dropout_keep_mask(8, 4, 64, dropout_p, seed=11).double()
+        keep = dropout.dropout_keep_mask(8, 4, 64, dropout_p, seed=11).double()
         count, share = keep.numel(), 1 - dropout_p
         deviation = (share * dropout_p) ** 0.5
         assert abs(keep.mean().item() - share) < 5 * deviation / count**0.5
@@ -40,11 +40,11 @@ def test_dropout_keeps_the_asked_share_without_pattern() -> None:
             assert (means - share).abs().max() < 5 * deviation / (count / len(means)) ** 0.5
         neighbours = ((keep[..., 1:] - share) * (keep[..., :-1] - share)).mean()
         assert abs(neighbours.item()) < 5 * deviation**2 / count**0.5
-    first, second = (reference.dropout_keep_mask(2, 2, 64, 0.5, seed) for seed in (1, 2))
+    first, second = (dropout.dropout_keep_mask(2, 2, 64, 0.5, seed) for seed in (1, 2))
     assert 0.45 < (first == second).double().mean().item() < 0.55
 
 
 def test_dropout_with_a_tiny_probability_drops_nothing() -> None:
-    assert reference.dropout_threshold(0.0) == 0
-    assert reference.dropout_threshold(1 - 1e-12) == 2**32 - 1
-    assert reference.dropout_keep_mask(2, 2, 16, 1e-12, seed=5).all()
+    assert dropout.dropout_threshold(0.0) == 0
+    assert dropout.dropout_threshold(1 - 1e-12) == 2**32 - 1
+    assert dropout.dropout_keep_mask(2, 2, 16, 1e-12, seed=5).all()

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mae_dfer_kernels import native, reference, region_attention
+from mae_dfer_kernels import native, region_attention
+from mae_dfer_kernels.reference import region_attention as reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNNERS = ["triton"] if INTERPRETED else [f"cpu-{name}" for name in native.instruction_sets()]
@@ -318,8 +319,10 @@ def test_operators_are_registered_rightly(backend: str) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="compiling does not depend on the backend")
 def test_compiles_into_one_graph_whatever_the_seed() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     qkv, grad_out = make_inputs(2, 7, 16, torch.float32)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     def call(x: Tensor, seed: int) -> Tensor:
         return region_attention(x * 2.0, HEADS, dropout_p=0.2, seed=seed) + 1.0

@@ -19,7 +19,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import mae_dfer_kernels  # noqa: E402
-from mae_dfer_kernels import reference  # noqa: E402
+from mae_dfer_kernels.reference import region_attention as reference  # noqa: E402
 from mae_dfer_kernels.triton import launch, region_attention  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-// The table through which an instruction set's kernels are reached. Nothing here depends on an instruction set.
+// The tables through which an instruction set's kernels are reached. Nothing here depends on an instruction set.
 #pragma once
 
 #include <cstddef>
@@ -8,26 +8,36 @@
 
 namespace mae_dfer {
 
-// A task is one (region, head); tasks share nothing, so any order and any number of threads give the same bits.
-struct Kernels {
-  const char* name;
-  size_t (*forward_workspace)(const RegionAttention&);   // bytes a thread needs
-  void (*forward)(const RegionAttention&, int64_t task, void* workspace);  // workspace aligned to 64 bytes
+// A task is one (region, head). Workspaces are bytes a thread needs, aligned to 64.
+struct RegionAttentionKernels {
+  size_t (*forward_workspace)(const RegionAttention&);
+  void (*forward)(const RegionAttention&, int64_t task, void* workspace);
   size_t (*backward_workspace)(const RegionAttention&);
   void (*backward)(const RegionAttention&, int64_t task, void* workspace);
 };
 
-namespace portable {
-extern const Kernels kernels;
-}
-namespace avx2 {
-extern const Kernels kernels;
-}
-namespace avx512 {
-extern const Kernels kernels;
-}
-namespace avx512_bf16 {
-extern const Kernels kernels;
-}
+// A task is one chunk of rows.
+struct ResidualLayerNormKernels {
+  size_t (*workspace)(const ResidualLayerNorm&);
+  void (*forward)(const ResidualLayerNorm&, int64_t task, void* workspace);
+  void (*backward)(const ResidualLayerNorm&, int64_t task, void* workspace);
+};
+
+struct Kernels {
+  const char* name;
+  const RegionAttentionKernels* region_attention;
+  const ResidualLayerNormKernels* residual_layer_norm;
+};
+
+#define MAE_DFER_DECLARE_KERNELS(isa)                              \
+  namespace isa {                                                  \
+  extern const RegionAttentionKernels region_attention;            \
+  extern const ResidualLayerNormKernels residual_layer_norm;       \
+  }
+MAE_DFER_DECLARE_KERNELS(portable)
+MAE_DFER_DECLARE_KERNELS(avx2)
+MAE_DFER_DECLARE_KERNELS(avx512)
+MAE_DFER_DECLARE_KERNELS(avx512_bf16)
+#undef MAE_DFER_DECLARE_KERNELS
 
 }  // namespace mae_dfer

@@ -245,13 +245,10 @@ void backward(const RegionAttention& problem, int64_t task, void* workspace) {
   }
 }
 
-#define MAE_DFER_QUOTE(name) #name
-#define MAE_DFER_STRING(name) MAE_DFER_QUOTE(name)
-
 }  // namespace
 
-extern const Kernels kernels;
-const Kernels kernels = {MAE_DFER_STRING(MAE_DFER_ISA), forward_workspace, forward, backward_workspace, backward};
+extern const RegionAttentionKernels region_attention;
+const RegionAttentionKernels region_attention = {forward_workspace, forward, backward_workspace, backward};
 
 }  // namespace MAE_DFER_ISA
 }  // namespace mae_dfer

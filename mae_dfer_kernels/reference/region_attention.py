@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch: their specification, on any device and in any floating dtype.
+"""Region attention in plain PyTorch.
 
 Letters: R regions, S tokens a region, H heads, D channels a head.
 """
@@ -8,10 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MASK32 = 0xFFFFFFFF
-_PHILOX_ROUNDS = 10
-_PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+from mae_dfer_kernels.reference.dropout import dropout_keep_mask
 
 
 def region_attention(
@@ -63,35 +60,6 @@ def backward(
         return torch.cat([_merge_heads(grad) for grad in (grad_query, grad_key, grad_value)], dim=-1)
 
 
-def dropout_keep_mask(
-    regions: int,
-    num_heads: int,
-    tokens: int,
-    dropout_p: float,
-    seed: int,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Which probabilities dropout keeps: bool (R, H, S, S), the same on every backend.
-
-    Element (r, h, i, j) takes output ``j % 4`` of Philox-4x32-10 (Salmon et al., 2011) at counter
-    ``(j // 4, i, r*H + h, 0)`` under key ``(seed & 0xffffffff, seed >> 32)``, and is kept if that 32-bit
-    output is at least ``dropout_p * 2**32``.
-    """
-    groups = (tokens + 3) // 4
-    matrices = torch.arange(regions * num_heads, dtype=torch.int64, device=device).view(-1, 1, 1)
-    rows = torch.arange(tokens, dtype=torch.int64, device=device).view(1, -1, 1)
-    columns = torch.arange(groups, dtype=torch.int64, device=device).view(1, 1, -1)
-    counter = torch.broadcast_tensors(columns, rows, matrices, torch.zeros_like(columns))
-    words = torch.stack(_philox(counter, (seed & _MASK32, seed >> 32)), dim=-1)
-    words = words.view(regions, num_heads, tokens, groups * 4)[..., :tokens]
-    return words >= dropout_threshold(dropout_p)
-
-
-def dropout_threshold(dropout_p: float) -> int:
-    """The 32-bit word from which on an element is kept."""
-    return min(round(dropout_p * 2**32), _MASK32)
-
-
 def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(R, S, 3*H*D) -> three of (R, H, S, D)."""
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
@@ -112,17 +80,3 @@ def _dropout_factor(probs: Tensor, dropout_p: float, seed: int) -> Tensor:
     regions, num_heads, tokens, _ = probs.shape
     keep = dropout_keep_mask(regions, num_heads, tokens, dropout_p, seed, probs.device)
     return keep.to(probs.dtype) / (1.0 - dropout_p)
-
-
-def _philox(counter: tuple[Tensor, ...] | list[Tensor], key: tuple[int, int]) -> list[Tensor]:
-    """Philox-4x32-10 on 32-bit words held in int64."""
-    x0, x1, x2, x3 = counter
-    k0, k1 = key
-    for _ in range(_PHILOX_ROUNDS):
-        # A product of two 32-bit words may wrap int64's sign; its bits are right all the same.
-        product0, product1 = x0 * _PHILOX_MULTIPLIERS[0], x2 * _PHILOX_MULTIPLIERS[1]
-        high0, low0 = (product0 >> 32) & _MASK32, product0 & _MASK32
-        high1, low1 = (product1 >> 32) & _MASK32, product1 & _MASK32
-        x0, x1, x2, x3 = high1 ^ x1 ^ k0, low1, high0 ^ x3 ^ k1, low0
-        k0, k1 = (k0 + _PHILOX_KEY_STEPS[0]) & _MASK32, (k1 + _PHILOX_KEY_STEPS[1]) & _MASK32
-    return [x0, x1, x2, x3]

@@ -1,0 +1,16 @@
+// The operators on the CPU. Each throws std::invalid_argument for a problem that makes no sense.
+#pragma once
+
+#include "problem.h"
+
+namespace mae_dfer {
+namespace cpu {
+
+void region_attention_forward(const RegionAttention& problem);
+void region_attention_backward(const RegionAttention& problem);
+
+void residual_layer_norm_forward(const ResidualLayerNorm& problem);
+void residual_layer_norm_backward(const ResidualLayerNorm& problem);
+
+}  // namespace cpu
+}  // namespace mae_dfer

@@ -1,0 +1,67 @@
+"""The compiled library, and one module an operator that hands it tensors as addresses, sizes and strides.
+
+`torch` must be imported before the library, so that both use the OpenMP runtime that torch brought.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+ISA_VARIABLE = "MAE_DFER_KERNELS_ISA"
+"""Environment variable that names the instruction set to use (portable, avx2, avx512, avx512_bf16), read at import."""
+
+BUILD_HINT = "install the package with `pip install .` (or `pip install -e .`), which compiles it"
+
+DTYPE_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    try:
+        library = importlib.import_module("mae_dfer_kernels._native")
+    except ModuleNotFoundError as error:
+        if error.name != "mae_dfer_kernels._native":
+            raise
+        return None, f"the native library is not built: {BUILD_HINT}"
+    except ImportError as error:
+        return None, f"the native library is there but does not load ({error}): {BUILD_HINT} again"
+    return library, None
+
+
+def _obey_environment(library: ModuleType) -> None:
+    name = os.environ.get(ISA_VARIABLE)
+    if name:
+        try:
+            library.choose_instruction_set(name)
+        except ValueError as error:
+            raise ValueError(f"environment variable {ISA_VARIABLE}: {error}") from None
+
+
+_LIBRARY, LOAD_ERROR = _load()
+if _LIBRARY is not None:
+    _obey_environment(_LIBRARY)
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets compiled in that this processor can execute, slowest first."""
+    return list(library().instruction_sets())
+
+
+def chosen_instruction_set() -> str:
+    """The instruction set the kernels use: the fastest, or the one that was chosen."""
+    return str(library().chosen_instruction_set())
+
+
+def choose_instruction_set(name: str) -> None:
+    """Use the instruction set of that name from now on, in the whole process; ValueError if it cannot run here."""
+    library().choose_instruction_set(name)
+
+
+def library() -> ModuleType:
+    """The compiled module; RuntimeError with the reason if there is none."""
+    if _LIBRARY is None:
+        raise RuntimeError(LOAD_ERROR)
+    return _LIBRARY

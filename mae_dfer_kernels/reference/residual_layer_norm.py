@@ -1,0 +1,78 @@
+"""Residual + LayerNorm in plain PyTorch.
+
+Letters: G groups, M rows a group, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def residual_layer_norm(
+    x: Tensor,
+    update: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """``sum = x + row_scale · update`` and ``LayerNorm(sum) · weight + bias``; differentiable.
+
+    ``x`` and ``update`` (G, M, C), ``row_scale`` (G,) or None for 1, ``weight`` and ``bias`` (C,). The sum has the
+    dtype of ``x``; it is normalised as it is stored, in the dtype of ``weight``, and cast to ``out_dtype``.
+    """
+    if row_scale is not None:
+        update = update * row_scale.to(update.dtype)[:, None, None]
+    total = x + update.to(x.dtype)
+    normed = F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps)
+    return total, normed.to(out_dtype)
+
+
+def forward(
+    x: Tensor,
+    update: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The `eager` backend's forward: `residual_layer_norm`, both results contiguous."""
+    with torch.autocast(x.device.type, enabled=False):
+        total, normed = residual_layer_norm(x, update, row_scale, weight, bias, eps, out_dtype)
+    return total.contiguous(), normed.contiguous()
+
+
+def backward(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    update_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to ``x``, ``update``, ``weight`` and ``bias``, the statistics recomputed from the sum.
+
+    ``grad_sum`` (G, M, C) or None for zero, ``grad_normed`` (G, M, C); ``total`` is the sum that the forward returned.
+    """
+    with torch.autocast(total.device.type, enabled=False):
+        widened = total.to(weight.dtype)
+        mean = widened.mean(dim=-1, keepdim=True)
+        inverse = (widened.var(dim=-1, keepdim=True, unbiased=False) + eps).rsqrt()
+        unit = (widened - mean) * inverse
+        outer = grad_normed.to(weight.dtype)
+        inner = outer * weight
+        # The LayerNorm takes out of a gradient what would shift or stretch its row.
+        grad_x = (inner - inner.mean(-1, keepdim=True) - unit * (inner * unit).mean(-1, keepdim=True)) * inverse
+        grad_x = grad_x.to(total.dtype)
+        if grad_sum is not None:
+            grad_x = grad_x + grad_sum
+        grad_update = grad_x if row_scale is None else grad_x * row_scale.to(grad_x.dtype)[:, None, None]
+        grad_weight, grad_bias = (outer * unit).sum(dim=(0, 1)), outer.sum(dim=(0, 1))
+        # An operator may not return one tensor twice.
+        grad_update = grad_update.to(update_dtype, copy=grad_update is grad_x)
+    return grad_x.contiguous(), grad_update.contiguous(), grad_weight, grad_bias

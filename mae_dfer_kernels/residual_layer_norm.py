@@ -1,0 +1,245 @@
+"""The residual addition and the LayerNorm after it, in one pass over memory.
+
+Letters: G groups, M rows a group, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae_dfer_kernels import backends
+from mae_dfer_kernels.reference import residual_layer_norm as reference
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+_LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
+_LIBRARY.define(
+    "residual_layer_norm(Tensor x, Tensor update, Tensor? row_scale, Tensor weight, Tensor bias, float eps, "
+    "ScalarType out_dtype, str backend) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "residual_layer_norm_backward(Tensor? grad_sum, Tensor grad_normed, Tensor total, Tensor? row_scale, "
+    "Tensor weight, float eps, ScalarType update_dtype, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *arguments, backend = rest
+    result: tuple[Tensor, Tensor] = backends.module("residual_layer_norm", backend).forward(x, *arguments)
+    return result
+
+
+def _backward(grad_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *arguments, backend = rest
+    module = backends.module("residual_layer_norm", backend)
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = module.backward(grad_sum, *arguments)
+    return result
+
+
+def _forward_fake(
+    x: Tensor,
+    update: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
+
+
+def _backward_fake(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    update_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        total.new_empty(total.shape),
+        total.new_empty(total.shape, dtype=update_dtype),
+        weight.new_empty(weight.shape),
+        weight.new_empty(weight.shape),
+    )
+
+
+_LIBRARY.impl("residual_layer_norm", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("residual_layer_norm_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("mae_dfer_kernels::residual_layer_norm", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("mae_dfer_kernels::residual_layer_norm_backward", _backward_fake, lib=_LIBRARY)
+
+_forward_op = torch.ops.mae_dfer_kernels.residual_layer_norm.default
+_backward_op = torch.ops.mae_dfer_kernels.residual_layer_norm_backward.default
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, update, row_scale, weight, _, eps, _, backend = inputs
+    # The sum is kept by whoever reads it next, and the rest of what the backward needs is recomputed from it.
+    ctx.save_for_backward(output[0], row_scale, weight)
+    ctx.options = (eps, update.dtype, backend)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+    total, row_scale, weight = ctx.saved_tensors
+    eps, update_dtype, backend = ctx.options
+    if grad_normed is None:
+        grad_normed = torch.zeros_like(total)
+    arguments = (grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype)
+    # Where someone will differentiate the gradient: the kernels have no second derivative, plain PyTorch has.
+    gradients = reference.backward(*arguments) if torch.is_grad_enabled() else _backward_op(*arguments, backend)
+    grad_x, grad_update, grad_weight, grad_bias = gradients
+    return grad_x, grad_update, None, grad_weight, grad_bias, None, None, None
+
+
+# Compiled graphs and direct calls of the operator differentiate through this registration.
+torch.library.register_autograd(
+    "mae_dfer_kernels::residual_layer_norm", _gradient, setup_context=_setup_context, lib=_LIBRARY
+)
+
+
+class _ResidualLayerNorm(torch.autograd.Function):
+    """The same gradient for eager calls, at less cost a call than the registration above."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output: tuple[Tensor, Tensor] = _forward_op(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradient(ctx, grad_sum, grad_normed)
+
+
+def residual_layer_norm(
+    x: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    row_scale: Tensor | None = None,
+    eps: float = 1e-6,
+    out_dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """A residual addition and the LayerNorm after it: ``sum = x + row_scale · update``, ``normed = LayerNorm(sum)``.
+
+    What stands between two branches of a pre-LayerNorm block (MAE-DFER, arXiv 2307.02227, equations 2 to 8), with
+    stochastic depth as a factor on each group of rows and the cast to the next matmul's dtype. Activations are
+    read and written once; the backward recomputes mean and variance from the sum. Two calls give the same bits,
+    whatever the number of threads.
+
+    Args:
+        x: (…, M, C), the residual stream: float64, float32, bfloat16 or float16. Rows may have any stride.
+        update: of the shape of ``x``; its dtype may differ, but float64 goes with float64 alone.
+        weight: (C,), of the dtype of ``x`` or float32.
+        bias: (C,), of the dtype of ``weight``.
+        row_scale: factors on ``update``, of the shape of the first axes of ``x`` (without M and C), or fewer of
+            them; no gradient flows to it. None: 1.
+        eps: what is added to the variance.
+        out_dtype: dtype of ``normed``; None: that of ``x``.
+        backend: ``eager``, ``cpu``, ``triton``, ``cuda``, or ``auto`` for the fastest that can run this call.
+
+    Returns:
+        ``(sum, normed)``, both of the shape of ``x`` and contiguous; the sum in the dtype of ``x``. Statistics are
+        those of the sum as stored, in float32 (float64 for float64).
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument's value, shape or device does not fit; the message names it.
+        BackendUnavailable: the backend that was asked for cannot run this call.
+    """
+    _check_rows(x, update)
+    _check_affine(x, weight, bias)
+    out_dtype = _check_out_dtype(x, out_dtype)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    scale = _check_row_scale(x, row_scale)
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a string, got {type(backend).__name__}")
+    resolved = backends.choose("residual_layer_norm", backend, x)
+    shape = x.shape
+    groups = math.prod(shape[:-2])
+    # Reshaping copies where two leading axes cannot be walked with one stride.
+    x, update = (tensor.reshape(groups, *shape[-2:]) for tensor in (x, update))
+    inputs = (x, update, scale, weight, bias, float(eps), out_dtype, resolved)
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, update, weight, bias))
+    if torch.compiler.is_compiling() or not grad:
+        total, normed = _forward_op(*inputs)
+    else:
+        total, normed = _ResidualLayerNorm.apply(*inputs)
+    return total.view(shape), normed.view(shape)
+
+
+def _check_rows(x: Tensor, update: Tensor) -> None:
+    for name, tensor in (("x", x), ("update", update)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
+    if x.dim() < 2 or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
+    if update.shape != x.shape:
+        raise ValueError(f"update must have the shape of x, {tuple(x.shape)}, got {tuple(update.shape)}")
+    if update.device != x.device:
+        raise ValueError(f"update must be on the device of x, {x.device}, got {update.device}")
+    if (update.dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"update must be float64 where x is and only there; got {update.dtype} with {x.dtype}")
+
+
+def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(vector).__name__}")
+        if vector.shape != x.shape[-1:]:
+            raise ValueError(f"{name} must have shape (C,) = {tuple(x.shape[-1:])}, got {tuple(vector.shape)}")
+        if vector.device != x.device:
+            raise ValueError(f"{name} must be on the device of x, {x.device}, got {vector.device}")
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if vector.dtype not in (x.dtype, wide):
+            raise TypeError(f"{name} must be {x.dtype} (as x) or {wide}, got {vector.dtype}")
+    if weight.dtype != bias.dtype:
+        raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
+
+
+def _check_out_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
+    if out_dtype is None:
+        return x.dtype
+    if out_dtype not in _DTYPES or (out_dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"out_dtype must be float32, bfloat16 or float16 (float64 for float64), got {out_dtype}")
+    return out_dtype
+
+
+def _check_row_scale(x: Tensor, row_scale: Tensor | None) -> Tensor | None:
+    """(G,) in the type that is computed in, or None."""
+    if row_scale is None:
+        return None
+    if not isinstance(row_scale, Tensor) or not row_scale.is_floating_point():
+        kind = row_scale.dtype if isinstance(row_scale, Tensor) else type(row_scale).__name__
+        raise TypeError(f"row_scale must be a floating-point torch.Tensor or None, got {kind}")
+    leading = x.shape[:-2]
+    if row_scale.shape != leading[: row_scale.dim()]:
+        raise ValueError(
+            f"row_scale must have the shape of the first axes of x, of {tuple(leading)}, got {tuple(row_scale.shape)}"
+        )
+    if row_scale.device != x.device:
+        raise ValueError(f"row_scale must be on the device of x, {x.device}, got {row_scale.device}")
+    if row_scale.requires_grad:
+        raise ValueError("row_scale must not require a gradient: none is computed for it")
+    spread = row_scale.view(*row_scale.shape, *(1 for _ in leading[row_scale.dim() :])).expand(leading)
+    return spread.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
