@@ -31,9 +31,9 @@ class BackendUnavailable(RuntimeError):
 def module(op: str, backend: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run operator ``op`` on a (resolved) backend."""
     if backend == "triton":
-        from mae_dfer_kernels.triton import region_attention as triton_region_attention
+        from mae_dfer_kernels.triton import region_attention, residual_layer_norm
 
-        return {"region_attention": triton_region_attention}[op]
+        return {"region_attention": region_attention, "residual_layer_norm": residual_layer_norm}[op]
     return _MODULES[op][backend]
 
 

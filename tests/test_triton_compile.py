@@ -40,6 +40,12 @@ def test_other_shapes_fit(tokens, head_dim, dtype, capability, dropout):
     _check(compile_report.compile_shape(tokens, head_dim, dtype, capability, dropout))
 
 
+@pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
+@pytest.mark.parametrize("channels", [384, 512, 768])
+def test_residual_layer_norm_spills_no_register(channels, capability):
+    _check(compile_report.compile_residual_layer_norm(channels, capability=capability))
+
+
 def _check(resources: list[compile_report.Resources]) -> None:
     for kernel in resources:
         print(kernel)

@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 
 import mae_dfer_kernels  # noqa: E402
 from mae_dfer_kernels.reference import region_attention as reference  # noqa: E402
-from mae_dfer_kernels.triton import launch, region_attention  # noqa: E402
+from mae_dfer_kernels.triton import device, launch, region_attention  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -282,17 +282,17 @@ def test_unavailable_on_the_cpu_without_the_interpreter():
 
 
 def test_unavailable_on_old_gpus(monkeypatch):
-    monkeypatch.setattr(region_attention, "_interpreted", lambda: False)
+    monkeypatch.setattr(device, "interpreted", lambda: False)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    reason = region_attention._unavailable_here(torch.device("cuda"))
+    reason = device.unavailable(torch.device("cuda"))
     assert reason is not None and "7.5" in reason and "8.0" in reason
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert region_attention._unavailable_here(torch.device("cuda")) is None
+    assert device.unavailable(torch.device("cuda")) is None
 
 
 def test_unavailable_with_an_old_triton(monkeypatch):
-    monkeypatch.setattr(region_attention.triton, "__version__", "3.5.1")
+    monkeypatch.setattr(device.triton, "__version__", "3.5.1")
     reason = region_attention.unavailable(torch.zeros(1, 4, 48), 1)
     assert reason is not None and "3.5.1" in reason and ">= 3.6" in reason
 

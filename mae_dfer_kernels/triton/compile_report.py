@@ -1,4 +1,4 @@
-"""What the region attention kernels compile to, without a GPU: registers, spills and shared memory.
+"""What the Triton kernels compile to, without a GPU: registers, spills and shared memory.
 
 ``python -m mae_dfer_kernels.triton.compile_report`` prints a table for the shapes that must be fast.
 Compiles ahead of time with Triton and reads the resources back with the `cuobjdump` that Triton ships.
@@ -17,10 +17,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mae_dfer_kernels.triton import launch
+from mae_dfer_kernels.triton import launch, residual_layer_norm
 from mae_dfer_kernels.triton import region_attention_loop as loop_kernels
 from mae_dfer_kernels.triton import region_attention_tile as tile_kernels
-from mae_dfer_kernels.triton.region_attention import compile_options
+from mae_dfer_kernels.triton import residual_layer_norm_rows as norm_kernels
+from mae_dfer_kernels.triton.device import compile_options
 
 FAST_TOKENS = (11, 41, 51, 101)
 CAPABILITIES = (80, 90, 100)
@@ -30,6 +31,8 @@ _ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 _TYPES = {
     "p_statistics": "*fp32", "num_regions": "i32", "statistic": "i64", "scale": "fp32",
     "scale_log2": "fp32", "keep_scale": "fp32", "seed": "i64", "threshold": "u32",
+    "p_scale": "*fp32", "p_weight": "*fp32", "p_bias": "*fp32", "p_partial": "*fp32",
+    "num_rows": "i32", "rows_per_group": "i32", "eps": "fp32",
 }  # fmt: skip
 
 
@@ -61,6 +64,17 @@ def compile_shape(
     return [
         _compile(kernel, dtype, capability, {**constants, **settings}, num_warps)
         for kernel, settings, num_warps in _kernels(tokens, head_dim, _ITEMSIZE[dtype], dropout)
+    ]
+
+
+def compile_residual_layer_norm(channels: int = 512, dtype: str = "bf16", capability: int = 90) -> list[Resources]:
+    """Compile residual + LayerNorm for rows of `channels` channels, forward and backward, with stochastic depth."""
+    settings = dict(residual_layer_norm.settings(channels))
+    num_warps = settings.pop("num_warps")
+    constants = {**settings, "SCALED": True}
+    return [
+        _compile(norm_kernels.forward_rows, dtype, capability, constants, num_warps),
+        _compile(norm_kernels.backward_rows, dtype, capability, {**constants, "HAS_GRAD_SUM": True}, num_warps),
     ]
 
 
@@ -134,14 +148,21 @@ def _read_resources(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Print the table."""
-    print("bf16, D = 64, 8 heads\n")
+    """Print the tables."""
+    print("Region attention, bf16, D = 64, 8 heads\n")
     print("| S | compute capability | kernel | registers | stack, bytes | shared memory, bytes |")
     print("|---|---|---|---|---|---|")
     for tokens in (*FAST_TOKENS, 201):
         for capability in CAPABILITIES:
             for kernel, registers, stack, shared in compile_shape(tokens, capability=capability):
                 print(f"| {tokens} | {capability} | {kernel} | {registers} | {stack} | {shared} |")
+    print("\nResidual + LayerNorm, bf16\n")
+    print("| C | compute capability | kernel | registers | stack, bytes | shared memory, bytes |")
+    print("|---|---|---|---|---|---|")
+    for channels in (384, 512, 768):
+        for capability in CAPABILITIES:
+            for kernel, registers, stack, shared in compile_residual_layer_norm(channels, capability=capability):
+                print(f"| {channels} | {capability} | {kernel} | {registers} | {stack} | {shared} |")
 
 
 if __name__ == "__main__":

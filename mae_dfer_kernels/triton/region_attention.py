@@ -8,35 +8,27 @@ two runs agree bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels.triton import launch
+from mae_dfer_kernels.triton import device, launch
+from mae_dfer_kernels.triton.device import compile_options, on_device, with_dense_rows
 
-_IMPORT_ERROR: ImportError | None = None
-try:
-    import triton
-
+if device.IMPORT_ERROR is None:
     from mae_dfer_kernels.triton import region_attention_loop as loop_kernels
     from mae_dfer_kernels.triton import region_attention_tile as tile_kernels
-except ImportError as error:
-    _IMPORT_ERROR = error
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MIN_TRITON = (3, 6)
 _MAX_PROGRAMS = 2**31 - 1
 _STATISTICS = 3
 
 
 def unavailable(qkv: Tensor, num_heads: int) -> str | None:
     """Why these kernels cannot run region attention on ``qkv`` (R, S, 3*H*D), or None if they can."""
-    if _IMPORT_ERROR is not None:
-        return f"Triton does not import ({_IMPORT_ERROR}); install triton >= 3.6, or take another backend"
-    return _unavailable_here(qkv.device) or _unavailable_for(qkv, num_heads)
+    return device.unavailable(qkv.device) or _unavailable_for(qkv, num_heads)
 
 
 def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
@@ -51,7 +43,7 @@ def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: i
     out = torch.empty((regions, tokens, num_heads * head_dim), dtype=qkv.dtype, device=qkv.device)
     if out.numel() == 0:
         return out
-    qkv = _with_dense_rows(qkv)
+    qkv = with_dense_rows(qkv)
     arguments = dict(
         p_qkv=qkv, p_out=out, stride_region=qkv.stride(0), stride_token=qkv.stride(1),
         scale_log2=scale * math.log2(math.e), H=num_heads, D=head_dim, **_dropout(dropout_p, seed),
@@ -79,7 +71,7 @@ def backward(grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropou
     grad_qkv = torch.empty((regions, tokens, width), dtype=qkv.dtype, device=qkv.device)
     if grad_qkv.numel() == 0:
         return grad_qkv
-    qkv, grad_out = _with_dense_rows(qkv), _with_dense_rows(grad_out)
+    qkv, grad_out = with_dense_rows(qkv), with_dense_rows(grad_out)
     arguments = dict(
         p_grad_out=grad_out, p_qkv=qkv, p_dqkv=grad_qkv, stride_grad_region=grad_out.stride(0),
         stride_grad_token=grad_out.stride(1), stride_region=qkv.stride(0), stride_token=qkv.stride(1),
@@ -103,7 +95,7 @@ def backward(grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropou
 
 def _launch_tile(kernel: Any, tile: launch.Tile, regions: int, tokens: int, arguments: dict[str, Any]) -> None:
     groups = -(-regions // tile.regions)
-    with _on_device(arguments["p_qkv"].device):
+    with on_device(arguments["p_qkv"].device):
         kernel[(groups * arguments["H"],)](
             num_regions=regions, S=tokens, REGIONS=tile.regions, BLOCK=tile.block, CHUNK=tile.chunk,
             **arguments, **compile_options(tile.num_warps),
@@ -115,15 +107,10 @@ def _launch_loop(
 ) -> None:
     """One program for each `owned` rows (or columns) of a region's head."""
     tiles = -(-tokens // owned)
-    with _on_device(arguments["p_qkv"].device):
+    with on_device(arguments["p_qkv"].device):
         kernel[(regions * arguments["H"] * tiles,)](
             S=tokens, ROWS=loop.rows, COLUMNS=loop.columns, **arguments, **compile_options(loop.num_warps)
         )
-
-
-def compile_options(num_warps: int) -> dict[str, Any]:
-    """Options of every kernel here. Fusing multiply and add is said aloud: Triton's default changes."""
-    return {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
 
 
 def _dropout(dropout_p: float, seed: int) -> dict[str, Any]:
@@ -135,44 +122,10 @@ def _dropout(dropout_p: float, seed: int) -> dict[str, Any]:
     }
 
 
-def _with_dense_rows(tensor: Tensor) -> Tensor:
-    """The kernels take any stride between regions and tokens, but channels side by side."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _check(qkv: Tensor, num_heads: int) -> None:
     reason = unavailable(qkv, num_heads)
     if reason is not None:
         raise ValueError(f"the triton backend cannot run region attention on qkv: {reason}")
-
-
-def _interpreted() -> bool:
-    """Whether the kernels run on the CPU: decided once, by TRITON_INTERPRET when Triton was imported."""
-    return not isinstance(tile_kernels.forward_tile, triton.JITFunction)
-
-
-def _unavailable_here(device: torch.device) -> str | None:
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if version < _MIN_TRITON:
-        return f"Triton {triton.__version__} is too old; install triton >= 3.6"
-    if _interpreted():
-        return None
-    if device.type != "cuda":
-        return (
-            f"Triton compiles for GPUs, not for {device.type!r}; take a CUDA device, or set TRITON_INTERPRET=1 "
-            "before the first import of triton to have its interpreter run it (slowly)"
-        )
-    if torch.version.hip is not None:
-        return "these kernels are tuned and tested for NVIDIA GPUs alone; take backend 'eager' on AMD GPUs"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"the GPU has compute capability {major}.{minor}; 8.0 (A100) or above is needed, or 'eager'"
-    return None
 
 
 def _unavailable_for(qkv: Tensor, num_heads: int) -> str | None:

@@ -1,0 +1,61 @@
+"""Whether Triton kernels can run on a device, and how every one of them is launched there."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MIN_TRITON = (3, 6)
+
+IMPORT_ERROR: ImportError | None = None
+try:
+    import triton
+
+    from mae_dfer_kernels.triton import primitives
+except ImportError as error:
+    IMPORT_ERROR = error
+
+
+def interpreted() -> bool:
+    """Whether the kernels run on the CPU: decided once, by TRITON_INTERPRET when Triton was imported."""
+    return not isinstance(primitives.cast, triton.JITFunction)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why no kernel can run on ``device``, or None if they can."""
+    if IMPORT_ERROR is not None:
+        return f"Triton does not import ({IMPORT_ERROR}); install triton >= 3.6, or take another backend"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_TRITON:
+        return f"Triton {triton.__version__} is too old; install triton >= 3.6"
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return (
+            f"Triton compiles for GPUs, not for {device.type!r}; take a CUDA device, or set TRITON_INTERPRET=1 "
+            "before the first import of triton to have its interpreter run it (slowly)"
+        )
+    if torch.version.hip is not None:
+        return "these kernels are tuned and tested for NVIDIA GPUs alone; take backend 'eager' on AMD GPUs"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"the GPU has compute capability {major}.{minor}; 8.0 (A100) or above is needed, or 'eager'"
+    return None
+
+
+def compile_options(num_warps: int) -> dict[str, Any]:
+    """Options of every kernel here. Fusing multiply and add is said aloud: Triton's default changes."""
+    return {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+
+
+def with_dense_rows(tensor: Tensor) -> Tensor:
+    """The kernels take any stride between regions and tokens, but channels side by side."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
