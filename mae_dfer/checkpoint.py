@@ -120,7 +120,9 @@ def save_official(model: VideoModel, path: str | Path) -> None:
     write_atomically(path, lambda temporary: torch.save({"model": weights}, temporary))
 
 
-def load_pretrained_encoder(classifier: VideoClassifier, state_dict: Mapping[str, Tensor]) -> LoadReport:
+def load_pretrained_encoder(
+    classifier: VideoClassifier, state_dict: Mapping[str, Tensor], source: str = "the pre-trained encoder"
+) -> LoadReport:
     """Starts a classifier from a pre-training model of this package: takes the encoder, strictly.
 
     Args:
@@ -135,7 +137,7 @@ def load_pretrained_encoder(classifier: VideoClassifier, state_dict: Mapping[str
     ours = classifier.state_dict()
     encoder = {name: value for name, value in state_dict.items() if name.startswith("encoder.")}
     expected = {name: value for name, value in ours.items() if name.startswith("encoder.")}
-    _check_match(_shapes(encoder), _shapes(expected), "pre-trained weights")
+    _check_match(_shapes(encoder), _shapes(expected), source)
     classifier.load_state_dict(encoder, strict=False)
     return LoadReport(
         loaded=list(expected),
@@ -213,8 +215,13 @@ def _read_official(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({_one_line(error)})") from None
+    except pickle.UnpicklingError:
+        # torch's own message advises an unsafe load.
+        raise UserError(
+            f"{path}: not a checkpoint, or one that holds more than tensors and options; only those are loaded"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a whole checkpoint ({_one_line(error)})") from None
     return _find_state_dict(loaded, str(path))
 
 

@@ -93,7 +93,7 @@ def _scalar_type(hint: Any) -> Any:
 
 def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
-        return ",".join("N" for _ in typing.get_args(kind))
+        return "N,N…" if Ellipsis in typing.get_args(kind) else ",".join("N" for _ in typing.get_args(kind))
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
@@ -104,6 +104,8 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 
     def convert(text: str) -> tuple[Any, ...]:
         items = text.replace("x", ",").split(",")
+        if Ellipsis in parts:
+            return tuple(parts[0](item) for item in items)
         if len(items) == 1 and parts == (int, int):
             items *= 2  # a square
         if len(items) != len(parts):
@@ -125,6 +127,11 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
         except UserError as error:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

@@ -187,8 +187,8 @@ class TrainConfig:
     def load(path: Path) -> TrainConfig:
         try:
             return TrainConfig.from_dict(json.loads(path.read_text()))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; --resume takes the folder of an earlier run") from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path.parent} is not the folder of an earlier run: it has no {path.name}") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 

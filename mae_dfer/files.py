@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .errors import UserError
+
 
 def write_atomically(path: Path | str, write: Callable[[Path], Any]) -> None:
     """Calls ``write(temporary_path)``, flushes the result to disk and renames it to ``path``."""
@@ -24,3 +26,12 @@ def write_atomically(path: Path | str, write: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises :class:`UserError` where a file could not be written to ``path``: better before long work than after."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file in it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"cannot write {path}: {parent} is not a folder that may be written to")

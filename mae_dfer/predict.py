@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from .cli import Parser, command
 from .data import open_video
@@ -19,7 +20,7 @@ from .data.sampling import window_indices, window_starts
 from .data.transforms import TestTransform, to_channels_first
 from .data.video import IMAGE_SUFFIXES
 from .errors import UserError
-from .files import write_atomically
+from .files import check_writable, write_atomically
 from .models import VideoModel
 from .training.progress import console, stage_bar
 from .training.weights import load_classifier
@@ -86,10 +87,16 @@ def find_clips(inputs: Sequence[Path]) -> list[Path]:
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if not path.is_dir() or any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
+        if not path.is_dir():
             clips.append(path)
             continue
         videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
+        if images and videos:
+            raise UserError(f"{path}: holds videos and images; name the ones that you mean")
+        if images:
+            clips.append(path)
+            continue
         if not videos:
             raise UserError(f"{path}: holds neither videos nor images")
         clips.extend(videos)
@@ -144,7 +151,7 @@ def print_table(windows: list[Window], classes: list[str]) -> None:
     previous = None
     for window in windows:
         best = int(window.probabilities.argmax())
-        cells = [f"[bold]{p:.2f}[/]" if i == best else f"{p:.2f}" for i, p in enumerate(window.probabilities)]
+        cells = [Text(f"{p:.2f}", "bold" if i == best else "") for i, p in enumerate(window.probabilities)]
         name = window.path.name if window.path != previous else ""
         table.add_row(name, f"{window.start}–{window.end - 1}", classes[best], *cells)
         previous = window.path
@@ -161,29 +168,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .training.hardware import choose_device
 
     device = choose_device(options.device)
+    check_writable(options.output)
     clips = find_clips(options.clips)
     model, metadata = load_classifier(options.checkpoint)
     model = model.to(device)
     if metadata.get("data") == "demo":
         console.print(
-            "[yellow]warning: this model learnt drawn faces (the demo set); "
-            "what it says of real people means nothing[/]"
+            "warning: this model learnt drawn faces (the demo set); what it says of real people means nothing",
+            style="yellow",
         )
     windows: list[Window] = []
+    failures: list[UserError] = []
     with stage_bar("predict", len(clips)) as bar:
         for done, path in enumerate(clips, start=1):
-            windows += predict_clip(
-                path,
-                model,
-                metadata["stride"],
-                window_step=options.window_step,
-                batch_size=options.batch_size,
-            )
+            try:
+                windows += predict_clip(
+                    path,
+                    model,
+                    metadata["stride"],
+                    window_step=options.window_step,
+                    batch_size=options.batch_size,
+                )
+            except UserError as error:
+                failures.append(error)
             bar.update(done, path.name)
+    if not windows:
+        raise failures[0]
     print_table(windows, metadata["classes"])
     write_csv(windows, metadata["classes"], options.output)
-    console.print(f"{len(windows)} windows of {len(clips)} clips written to {options.output}")
-    return 0
+    good = len(clips) - len(failures)
+    console.print(f"{len(windows)} windows of {good} clips written to {options.output}")
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 2 if failures else 0
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,12 @@ class _RawHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the examples."""
 
 
-def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
-    """Settings from preset (or the resumed run's config.json) and the options given; and the run to resume."""
+def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, set[str]]:
+    """Settings from preset (or the resumed run's config.json) and the options given; the run to resume; and the
+    names of the options given."""
     given = vars(build_parser().parse_args(argv))
     resume = given.pop("resume")
+    names = {name for name, value in given.items() if value is not None}
     if resume is not None:
         for name in ("output_dir", "preset"):
             if name in given:
@@ -110,7 +113,7 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None]:
         else:
             setattr(config, name, value)
     check(config, resuming=resume is not None)
-    return config, Path(resume) if resume else None
+    return config, Path(resume) if resume else None, names
 
 
 def check(config: TrainConfig, *, resuming: bool = False) -> None:
@@ -119,22 +122,45 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
         settings = getattr(config, stage)
         for name in ("epochs", "batch_size"):
             if getattr(settings, name) < 1:
-                raise UserError(f"--{stage}-{name.replace('_', '-')} must be at least 1")
-        if settings.lr <= 0:
-            raise UserError(f"--{stage}-lr must be above 0")
-    if not 0 < config.pretrain.mask_ratio < 1:
-        raise UserError("--pretrain-mask-ratio must lie between 0 and 1")
-    if config.stride < 1:
-        raise UserError("--stride must be at least 1")
+                raise UserError(f"--{name.replace('_', '-')} (--{stage}-{name.replace('_', '-')}) must be at least 1")
+        if not 0 < settings.lr < math.inf:
+            raise UserError(f"--lr (--{stage}-lr) must be above 0")
+        if not 0 <= settings.beta2 < 1:
+            raise UserError(f"--{stage}-beta2 must lie in [0, 1)")
+        for name in ("min_lr", "warmup_epochs", "patch_embed_lr_scale", "weight_decay", "clip_grad"):
+            _require_not_negative(f"{stage}-{name}", getattr(settings, name))
+    for name in ("mixup", "cutmix", "layer_decay"):
+        _require_not_negative(f"finetune-{name}", getattr(config.finetune, name))
+    for name in ("label_smoothing", "still_mix"):
+        if not 0 <= getattr(config.finetune, name) < 1:
+            raise UserError(f"--finetune-{name.replace('_', '-')} must lie in [0, 1)")
+    if (config.finetune.mixup or config.finetune.cutmix) and config.finetune.batch_size % 2:
+        raise UserError("mixup and cutmix work on pairs of clips: give an even --finetune-batch-size, or both as 0")
+    for name in ("pretrain.mask_ratio", "pretrain.appearance_weight"):
+        value = getattr(config.pretrain, name.split(".")[1])
+        if not (0 < value < 1 or (value in (0, 1) and name.endswith("weight"))):
+            raise UserError(f"--{name.replace('.', '-').replace('_', '-')} must lie between 0 and 1")
+    for name in ("seed", "cache_gb", "save_every", "max_bad_files"):
+        _require_not_negative(name, getattr(config, name))
+    if config.workers is not None:
+        _require_not_negative("workers", config.workers)
+    for name in ("stride", "num_segments", "keep_checkpoints"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.stage == "evaluate" and config.init_from is None and not resuming:
         raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
     if config.shuffle_labels and config.stage in ("pretrain", "evaluate"):
         raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
 
 
+def _require_not_negative(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    config, resume = parse_config(argv)
+    config, resume, given = parse_config(argv)
     # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
     from .training.hardware import close_hardware, open_hardware
     from .training.inputs import open_data
@@ -144,12 +170,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         backend = attention_backend(config, hardware)
         data = open_data(config, hardware)
-        if resume is None:
-            run = RunFolder.create(config, write=hardware.is_main)
-        else:
-            run = RunFolder(resume, write=hardware.is_main)
+        # One process makes the folder: others would find it there, or name it a second later.
+        path = resume or Path(hardware.decide(lambda: str(RunFolder.create(config))))
+        run = RunFolder(path, write=hardware.is_main)
+        before = TrainConfig.load(path / "config.json")
         try:
-            run_stages(config, data, run, hardware, backend)
+            if hardware.is_main and config.stage != "evaluate":
+                config.save(path / "config.json")  # a resumed run keeps the options that were given this time
+            run_stages(config, data, run, hardware, backend, given)
+        except UserError:
+            if hardware.is_main:
+                before.save(path / "config.json")
+            if resume is None:
+                run.remove_if_unused()
+            raise
         finally:
             run.close()
     finally:
@@ -157,14 +191,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str) -> None:
-    """The stages that ``config.stage`` asks for, each starting from the one before."""
+def run_stages(
+    config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str, given: Collection[str] = ()
+) -> None:
+    """The stages that ``config.stage`` asks for, each starting from the one before. ``given``: options on the line."""
     from .training.evaluate import evaluate
     from .training.progress import console
+    from .training.run import find_weights
     from .training.weights import load_classifier
 
     started = time.monotonic()
-    say = console.print if hardware.is_main else lambda *_: None
+    say = console.print if hardware.is_main else lambda *_, **__: None
     say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
     results: dict[str, Any] = {
         "uar": None,
@@ -183,12 +220,17 @@ def run_stages(config: TrainConfig, data: Any, run: Any, hardware: Any, backend:
         model, record = finetune(config, data, run, hardware)
         results |= record
     elif config.stage == "evaluate":
-        model, _ = load_classifier(
-            config.init_from or run.path, fused_attn=config.fused_attn, config=config, classes=data.classes
-        )
+        own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
+        source = run.path if own else config.init_from or run.path
+        model, metadata = load_classifier(source, fused_attn=config.fused_attn, config=config, classes=data.classes)
+        for name in ("stride", "num_segments"):  # as it was trained, unless someone says otherwise
+            if name in metadata and name not in given:
+                setattr(config, name, metadata[name])
+        results = run.read_json("metrics.json") | results | {"checkpoint": str(find_weights(source, ("finetune",)))}
+        results["attention_backend"] = encoder_backend(model.config, config.fused_attn, hardware)
     if config.stage != "pretrain":
         results |= evaluate(model, data.test, data.classes, config, run, hardware)
-        say(f"[bold]test UAR {results['uar']:.4f} · WAR {results['war']:.4f}[/] on {results['clips']} clips")
+        say(f"test UAR {results['uar']:.4f} · WAR {results['war']:.4f} on {results['clips']} clips", style="bold")
     results["seconds"] = round(time.monotonic() - started, 1)
     if hardware.is_main:
         run.write_json("metrics.json", results)
@@ -235,13 +277,18 @@ def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[A
 
 def attention_backend(config: TrainConfig, hardware: Any) -> str:
     """The backend that the encoder's attention runs on. Raises where the model itself is impossible."""
-    from mae_dfer_kernels import backends
-
     from . import create_model
 
     with torch.device("meta"):  # sizes alone: the mistakes of a model should show before a data set is drawn
-        model = create_model(config.model, **config.model_overrides(pretraining=False)).config
-    if not config.fused_attn:
+        model = create_model(config.model, **config.model_overrides(pretraining=False))
+    return encoder_backend(model.config, config.fused_attn, hardware)
+
+
+def encoder_backend(model: Any, fused_attn: bool, hardware: Any) -> str:
+    """The backend that attention runs on in an encoder of configuration ``model``."""
+    from mae_dfer_kernels import backends
+
+    if not fused_attn:
         return "eager"
     if model.is_vit:
         return "sdpa"

@@ -20,7 +20,7 @@ def test_presets_pass_their_own_check(name):
 
 
 def test_an_option_for_both_stages_gives_way_to_one_for_a_single_stage():
-    config, _ = parse_config(["--epochs", "3", "--finetune-epochs", "5", "--img-size", "96,64"])
+    config, _, _ = parse_config(["--epochs", "3", "--finetune-epochs", "5", "--img-size", "96,64"])
     assert (config.pretrain.epochs, config.finetune.epochs, config.img_size) == (3, 5, (96, 64))
 
 
@@ -35,10 +35,10 @@ def test_flags_have_a_negative_form():
         (["--fused-atn"], "did you mean --fused-attn"),
         (["--pretrain-lrr", "1"], "did you mean --pretrain-lr"),
         (["--stage", "train"], "invalid choice"),
-        (["--epochs", "0"], "--pretrain-epochs must be at least 1"),
+        (["--epochs", "0"], "--epochs (--pretrain-epochs) must be at least 1"),
         (["--img-size", "96,96,3"], "2 numbers"),
         (["--stage", "evaluate"], "--init-from"),
-        (["--resume", "nowhere"], "no such file"),
+        (["--resume", "nowhere"], "not the folder of an earlier run"),
         (["--stage", "pretrain", "--shuffle-labels"], "no meaning"),
         (["--data", "nowhere", "--output-dir", "unused"], "nowhere"),
         (["--device", "tpu"], "--device"),

@@ -6,20 +6,19 @@ can be read, 1 when some cannot, 2 for a wrong call.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mae_dfer.cli import Parser, command
 from mae_dfer.data.lists import read_list
 from mae_dfer.data.probe import check_files
 from mae_dfer.errors import UserError
+from mae_dfer.files import check_writable, write_atomically
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m mae_dfer.data.check", description="Find broken videos of a list."
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="python -m mae_dfer.data.check", description="Find broken videos of a list.")
     parser.add_argument("list", type=Path, help="text file with 'path label' lines (labels may be missing)")
     parser.add_argument(
         "--root", type=Path, help="folder of relative paths (default: the folder of the list)"
@@ -29,21 +28,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     report = args.report or args.list.with_name(args.list.name + ".broken.txt")
-    try:
-        if args.workers < 1:
-            raise UserError(f"--workers must be 1 or more, got {args.workers}")
-        samples = read_list(args.list, root=args.root, labelled=False)
-        failures = check_files(samples, workers=args.workers)
-        report.write_text("".join(f"{f.path}\t{f.reason}\n" for f in failures), encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: cannot write {report}: {error.strerror}; choose another --report", file=sys.stderr)
-        return 2
+    if args.workers < 1:
+        raise UserError(f"--workers must be 1 or more, got {args.workers}")
+    check_writable(report)
+    samples = read_list(args.list, root=args.root, labelled=False)
+    failures = check_files(samples, workers=args.workers)
+    text = "".join(f"{f.path}\t{f.reason}\n" for f in failures)
+    write_atomically(report, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     for failure in failures:
         print(f"{failure.path}\t{failure.reason}")
     print(f"{len(failures)} of {len(samples)} files cannot be read; report: {report}")

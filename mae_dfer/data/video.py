@@ -26,7 +26,7 @@ except ImportError:  # no wheel for this platform: PyAV decodes everything
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mae_dfer.errors import UserError
 
@@ -285,7 +285,7 @@ class ImageFrames(Video):
     def _load(self, file: str) -> Frames:
         try:
             with Image.open(file) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise VideoError(self.path, f"cannot read image {file} ({_reason(error)})") from None
 

@@ -60,7 +60,7 @@ def predict_samples(
             found.append((batch["index"].numpy(), logits.float().softmax(-1).cpu().numpy()))
             done += len(logits)
             bar.update(done, "")
-    total = np.zeros((len(samples), found[0][1].shape[1] if found else 0))
+    total = np.zeros((len(samples), model.config.num_classes))
     views = np.zeros((len(samples), 1))
     for part in hardware.gather(found):
         for indices, probabilities in part:

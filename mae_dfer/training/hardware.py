@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Hardware:
     amp_dtype: torch.dtype | None
     rank: int = 0
     world_size: int = 1
+    control: Any = None  # process group for small messages between CPUs, which must not wait for a GPU
 
     @property
     def is_main(self) -> bool:
@@ -51,8 +53,29 @@ class Hardware:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def total(self, *counts: int) -> list[int]:
+        """Each count summed over the processes."""
+        if self.world_size == 1:
+            return list(counts)
+        sums = torch.tensor(counts)
+        dist.all_reduce(sums, group=self.control)
+        return [int(count) for count in sums]
+
+    def decide(self, make: Callable[[], str]) -> str:
+        """What the main process makes, on every process; where it fails, all of them do."""
+        made: tuple[str | None, str | None] = (None, None)
+        if self.is_main:
+            try:
+                made = make(), None
+            except (UserError, OSError) as error:
+                made = None, str(error)
+        value, problem = self.gather(made)[0]
+        if problem is not None:
+            raise UserError(problem)
+        return str(value)
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -68,10 +91,11 @@ def open_hardware(config: TrainConfig) -> Hardware:
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank = dist.get_rank() if world_size > 1 else 0
+    control = dist.new_group(backend="gloo") if world_size > 1 else None
     amp = config.amp
     if amp == "auto":
         amp = "bf16" if has_fast_bf16(device) else "off"
-    return Hardware(device, AMP_DTYPES.get(amp), rank, world_size)
+    return Hardware(device, AMP_DTYPES.get(amp), rank, world_size, control)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ so a run repeats, and one resumed in the middle of an epoch goes on exactly as i
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import torch
 
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
+from ..files import write_atomically
 from ..models import VideoModel
 from .hardware import Hardware
 from .optim import Optimizers, learning_rate
@@ -77,12 +79,16 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
             meter, rate = _Meter(position, hardware), 0.0
             model.train()
             for batch in task.loader(position.epoch, position.step):
-                _note_failures(position, batch["failures"], config, run)
+                alive, failed = hardware.total(int(batch["size"] > 0), len(batch["failures"]))
+                if failed:
+                    everywhere = itertools.chain.from_iterable(hardware.gather(batch["failures"]))
+                    _note_failures(position, everywhere, config, run)
                 done = position.epoch * steps_per_epoch + position.step
                 rate = _scheduled(settings, done, total, steps_per_epoch)
                 optimizers.set_learning_rate(rate)
                 _seed_step(config.seed, task.name, position)
-                if batch["size"]:
+                # All processes take a step or none: the gradients of one are awaited by the others.
+                if alive == hardware.world_size:
                     meter.add(
                         _step(task, model, optimizers, scaler, batch, settings.clip_grad, hardware),
                         batch["size"] * hardware.world_size,
@@ -194,7 +200,7 @@ def _seed_step(seed: int, stage: str, position: Position) -> None:
     np.random.seed(int(second))
 
 
-def _note_failures(position: Position, failures: list[Any], config: TrainConfig, run: RunFolder) -> None:
+def _note_failures(position: Position, failures: Iterable[Any], config: TrainConfig, run: RunFolder) -> None:
     """Names unreadable videos in bad_files.txt, and stops when there are too many to ignore."""
     fresh = {failure.path: failure.reason for failure in failures if failure.path not in position.bad_files}
     if not fresh:
@@ -202,10 +208,11 @@ def _note_failures(position: Position, failures: list[Any], config: TrainConfig,
     position.bad_files.update(fresh)
     for path, reason in fresh.items():
         run.log("bad_file", path=path, reason=reason)
-        console.print(f"[yellow]skipped {path}: {reason}[/]")
+        if run.write:
+            console.print(f"skipped {path}: {reason}", style="yellow")
     if run.write:
         lines = [f"{path}\t{reason}\n" for path, reason in position.bad_files.items()]
-        (run.path / "bad_files.txt").write_text("".join(lines))
+        write_atomically(run.path / "bad_files.txt", lambda temporary: temporary.write_text("".join(lines)))
     if len(position.bad_files) > config.max_bad_files:
         raise UserError(
             f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "
@@ -223,6 +230,7 @@ def _save(
 ) -> None:
     state = {
         "position": vars(position).copy(),
+        "batch_size": task.settings.batch_size,
         "optimizers": optimizers.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -250,5 +258,10 @@ def _resume(
         raise UserError(
             f"{run.path}: its checkpoint is of another model than these options make ({reason})"
         ) from None
+    batch_size = state.get("batch_size", task.settings.batch_size)
+    if batch_size != task.settings.batch_size:
+        raise UserError(
+            f"{run.path} was trained with --{task.name}-batch-size {batch_size}: its position counts steps of that size"
+        )
     scaler.load_state_dict(state["scaler"])
     return Position(**state["position"])

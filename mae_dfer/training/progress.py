@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
+# No markup: names of files may hold brackets.
+console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 140  # a table cut to 80 columns would hide the names it is about
 
@@ -27,10 +28,10 @@ class Bar:
 def stage_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Bar]:
     """A bar over ``total`` steps with elapsed and remaining time."""
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -12,6 +12,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -59,8 +60,8 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
-    def create(config: TrainConfig, *, write: bool = True) -> RunFolder:
-        """A new folder; an existing run is never written over."""
+    def create(config: TrainConfig) -> Path:
+        """Makes a new folder with config.json in it; an existing run is never written over."""
         if config.output_dir is None:
             path = Path("runs") / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
         else:
@@ -72,10 +73,25 @@ class RunFolder:
             )
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file; --output-dir takes a folder")
-        run = RunFolder(path, write=write)
-        if write:
-            config.save(path / "config.json")
-        return run
+        config.save(path / "config.json")
+        return path
+
+    def remove_if_unused(self) -> None:
+        """Takes back a folder in which nothing has happened yet, so that the next try may have its name."""
+        if not self.write or (self.path / "log.jsonl").exists():
+            return
+        (self.path / "config.json").unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path):
+            with contextlib.suppress(OSError):  # it holds something: then it stays
+                folder.rmdir()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What :meth:`write_json` wrote, or nothing."""
+        try:
+            values = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def log(self, event: str, **values: Any) -> None:
         """Appends a record to log.jsonl; numbers also go to TensorBoard when the record has a ``step``."""
@@ -138,10 +154,11 @@ class RunFolder:
                 return weights, state
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                console.print(
-                    f"[yellow]checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); "
-                    "trying the one before[/]"
-                )
+                if self.write:
+                    console.print(
+                        f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); trying the one before",
+                        style="yellow",
+                    )
         return None
 
     def close(self) -> None:

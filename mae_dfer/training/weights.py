@@ -49,6 +49,8 @@ def load_classifier(
     A published checkpoint says nothing of its sizes: it takes those of ``config``, with ``classes``.
     """
     weights_path = find_weights(path, stages=("finetune",))
+    if weights_path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise UserError(f"{weights_path}: not a checkpoint; give a run folder, its .safetensors, or a published .pth")
     if weights_path.suffix != ".safetensors":
         if config is None or classes is None:
             raise UserError(
@@ -57,11 +59,16 @@ def load_classifier(
             )
         model = build_classifier(config, len(classes))
         load_official(model, weights_path)
-        return model, {"classes": classes, "stride": config.stride, "data": config.data}
+        return model, {"classes": classes, "data": config.data}
     tensors, metadata = load_weights(weights_path)
     if _is_mae(metadata["model"]["name"]) or "classes" not in metadata:
         raise UserError(
             f"{weights_path}: not a classifier; fine-tune it first (--stage finetune --init-from it)"
+        )
+    if classes is not None and metadata["classes"] != classes:
+        raise UserError(
+            f"{weights_path} was trained on other classes ({', '.join(metadata['classes'])}) than those to score "
+            f"({', '.join(classes)}); names and order must agree with classes.txt"
         )
     settings = dict(metadata["model"])
     model = cast(VideoClassifier, create_model(settings.pop("name"), **settings | {"fused_attn": fused_attn}))
@@ -74,7 +81,7 @@ def _load(model: VideoModel, path: Path, pretraining: bool) -> LoadReport:
         return load_official(model, path)
     tensors, metadata = load_weights(path)
     if _is_mae(metadata["model"]["name"]) and not pretraining:
-        return load_pretrained_encoder(cast(VideoClassifier, model), tensors)
+        return load_pretrained_encoder(cast(VideoClassifier, model), tensors, source=str(path))
     return load_into(model, tensors, source=str(path))
 
 
