@@ -20,7 +20,7 @@ from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
-from .hardware import Hardware
+from .hardware import Hardware, has_fast_bf16
 from .optim import Optimizers, learning_rate
 from .progress import console, stage_bar
 from .run import RunFolder
@@ -67,7 +67,8 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     settings, steps_per_epoch = task.settings, task.steps_per_epoch()
     total = settings.epochs * steps_per_epoch
     model = hardware.wrap(task.model)
-    optimizers = Optimizers(task.model, settings)
+    muon_dtype = torch.bfloat16 if has_fast_bf16(hardware.device) else torch.float32
+    optimizers = Optimizers(task.model, settings, muon_dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
     position = _resume(task, run, hardware, optimizers, scaler)
     if position.epoch or position.step:

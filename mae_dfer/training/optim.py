@@ -10,6 +10,7 @@ import torch
 
 from ..config import StageConfig
 from ..models import VideoModel
+from .muon import Muon
 
 MUON_LR_SCALE = 4.0
 
@@ -46,7 +47,7 @@ class Optimizers:
     its step is scaled to AdamW's size, times ``MUON_LR_SCALE``.
     """
 
-    def __init__(self, model: VideoModel, settings: StageConfig) -> None:
+    def __init__(self, model: VideoModel, settings: StageConfig, muon_dtype: torch.dtype = torch.float32) -> None:
         groups = parameter_groups(
             model, settings.weight_decay, settings.layer_decay, settings.patch_embed_lr_scale
         )
@@ -61,7 +62,7 @@ class Optimizers:
         if matrices:
             chosen = _keep(groups, lambda p: id(p) in matrices)
             chosen = [group | {"lr_scale": group["lr_scale"] * MUON_LR_SCALE} for group in chosen]
-            self.all.append(torch.optim.Muon(chosen, lr=0.0, adjust_lr_fn="match_rms_adamw"))
+            self.all.append(Muon(chosen, muon_dtype, lr=0.0))
 
     def set_learning_rate(self, value: float) -> None:
         for optimizer in self.all:
