@@ -20,6 +20,60 @@ NEEDS = (
 )
 
 
+CUDA_VARIABLE = "MAE_DFER_CUDA_ARCHITECTURES"
+# A100 and its like, H100, B200; newer GPUs compile the last one's intermediate code when they first meet it.
+CUDA_ARCHITECTURES = ("80", "90", "100")
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [os.environ.get("CUDACXX"), *(f"{home}/bin/nvcc" for home in homes if home), "nvcc"]
+    candidates.append("/usr/local/cuda/bin/nvcc")
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def present_architectures() -> list[str]:
+    """Of the GPUs in this machine, as "90"."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    found = {line.strip().replace(".", "") for line in answer.stdout.splitlines()} if answer.returncode == 0 else set()
+    return sorted((name for name in found if name.isdigit()), key=int)
+
+
+def choose_cuda() -> tuple[str | None, list[str], str]:
+    """(nvcc, architectures, what users are told). No architectures: the CUDA kernels are left out.
+
+    The variable MAE_DFER_CUDA_ARCHITECTURES decides: "none", "all", or a list as "80;90". Without it, the present
+    GPUs' alone; where there is none, all.
+    """
+    wanted = os.environ.get(CUDA_VARIABLE, "")
+    if wanted.lower() == "none":
+        return None, [], f"left out, since {CUDA_VARIABLE}=none was set for the build"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None, [], "not built: no nvcc was found; install the CUDA toolkit, then this package again"
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False).stdout
+    known = {line.removeprefix("compute_").strip() for line in listed.splitlines()}
+    if wanted and wanted.lower() != "all":
+        chosen = [name.strip() for name in wanted.replace(",", ";").split(";") if name.strip()]
+        if not all(name.isdigit() for name in chosen):
+            raise CompileError(f"{CUDA_VARIABLE} must be none, all or a list such as 80;90, got {wanted!r}")
+    else:
+        present = [] if wanted else present_architectures()
+        old = [name for name in present if int(name) < 80]
+        chosen = [name for name in present if name not in old] or ([] if old else list(CUDA_ARCHITECTURES))
+        if not chosen:
+            return None, [], f"not built: the GPU has compute capability {old[0][:-1]}.{old[0][-1]}, 8.0 is needed"
+    built = [name for name in chosen if name in known]
+    missing = [name for name in chosen if name not in known]
+    note = "built for " + ", ".join(f"sm_{name}" for name in built) if built else "not built"
+    if missing:
+        note += f"; this nvcc does not know {', '.join(f'sm_{name}' for name in missing)}"
+    return nvcc, built, note
+
+
 class CMakeBuild(build_ext):
     """Configure csrc/, build it, and put the module where setuptools expects it (in place if editable)."""
 
@@ -41,7 +95,14 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
         ]  # fmt: skip
-        self._run(configure, build, f"{NEEDS}; CMake could not configure the build, see its messages above.")
+        nvcc, architectures, note = choose_cuda()
+        print(f"CUDA kernels: {note}", flush=True)
+        # Real code for each; of the newest also the intermediate code that later GPUs compile.
+        targets = [f"{name}-real" for name in architectures[:-1]] + architectures[-1:]
+        configure += [f"-DMAE_DFER_CUDA_ARCHITECTURES={';'.join(targets)}", f"-DMAE_DFER_CUDA_NOTE={note}"]
+        configure += [f"-DCMAKE_CUDA_COMPILER={nvcc}"] if architectures else []
+        self._run(configure, build, f"{NEEDS}; CMake could not configure the build, see its messages above."
+                  + (f" To build without the CUDA kernels, set {CUDA_VARIABLE}=none." if architectures else ""))
         self._run(["cmake", "--build", str(build)], build, f"the native library did not compile; {NEEDS}.")
 
     @staticmethod

@@ -6,6 +6,9 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
+#if defined(MAE_DFER_CUDA)
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 using mae_dfer::DType;
@@ -125,6 +128,13 @@ PYBIND11_MODULE(_native, module) {
   module.def("residual_layer_norm_forward", &residual_layer_norm_forward, py::call_guard<py::gil_scoped_release>());
   module.def("residual_layer_norm_backward", &residual_layer_norm_backward, py::call_guard<py::gil_scoped_release>());
   module.def("residual_layer_norm_chunks", &residual_layer_norm_chunks);
+#if defined(MAE_DFER_CUDA)
+  mae_dfer::cuda::bind(module);
+  module.attr("has_cuda") = true;
+#else
+  module.attr("has_cuda") = false;
+#endif
+  module.attr("cuda_note") = MAE_DFER_CUDA_NOTE;
   module.def("instruction_sets", &mae_dfer::cpu::instruction_sets);
   module.def("chosen_instruction_set", &mae_dfer::cpu::chosen_instruction_set);
   module.def("choose_instruction_set", &mae_dfer::cpu::choose_instruction_set, py::arg("name"));

@@ -25,6 +25,15 @@ void RegionAttention::check(bool backward) const {
   require(!backward || grad_out != nullptr, "the address of grad_out is null");
 }
 
+uint32_t RegionAttention::dropout_threshold() const {
+  // The product is exact, and below 2^52 the cast truncates exactly.
+  const double exact = dropout_p * 4294967296.0;
+  uint64_t whole = static_cast<uint64_t>(exact);
+  const double rest = exact - static_cast<double>(whole);
+  if (rest > 0.5 || (rest == 0.5 && (whole & 1u))) ++whole;
+  return static_cast<uint32_t>(whole < 0xffffffffu ? whole : 0xffffffffu);
+}
+
 void ResidualLayerNorm::check(bool backward) const {
   require(groups >= 0 && rows >= 0, "groups and rows must not be negative");
   require(channels >= 1 && channels <= 1 << 24, "channels must be between 1 and 2^24");

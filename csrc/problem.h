@@ -29,9 +29,11 @@ struct RegionAttention {
 
   bool empty() const { return regions == 0 || tokens == 0; }
 
-  // Throws std::invalid_argument. Defined in problem.cpp: code compiled for one instruction set must bring in no
-  // inline function of the standard library, which the linker could then pick for all.
-  void check(bool backward) const;
+  // Defined in problem.cpp: code compiled for one instruction set must bring in no inline function of the standard
+  // library, which the linker could then pick for all.
+  void check(bool backward) const;  // throws std::invalid_argument
+  // Dropout keeps an element whose random 32-bit word is at least this: p · 2^32, rounded half to even.
+  uint32_t dropout_threshold() const;
 };
 
 // Rows of G groups of M rows, where only a row's own elements need be adjacent. Strides count elements.

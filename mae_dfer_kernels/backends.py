@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.cuda import device as cuda_device
+from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
 from mae_dfer_kernels.native import region_attention as native_region_attention
 from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
 from mae_dfer_kernels.reference import region_attention as reference_region_attention
@@ -24,6 +26,10 @@ _MODULES = {
 }
 
 
+# Operators without kernels of that kind are not here.
+_CUDA_MODULES = {"region_attention": cuda_region_attention}
+
+
 class BackendUnavailable(RuntimeError):
     """The backend that was asked for cannot run this call; the message says why."""
 
@@ -34,6 +40,8 @@ def module(op: str, backend: str) -> ModuleType:
         from mae_dfer_kernels.triton import region_attention, residual_layer_norm
 
         return {"region_attention": region_attention, "residual_layer_norm": residual_layer_norm}[op]
+    if backend == "cuda":
+        return _CUDA_MODULES[op]
     return _MODULES[op][backend]
 
 
@@ -43,8 +51,8 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
         raise ValueError(f"backend: {backend!r} is none of {', '.join(('auto', *NAMES))}")
     if backend == "eager":
         return None
-    if backend == "cuda":
-        return "not built in this version"
+    if backend == "cuda" and op not in _CUDA_MODULES:
+        return f"there is no CUDA C++ kernel of {op}"
     missing = _triton_missing() if backend == "triton" else None
     return missing or module(op, backend).unavailable(*problem)
 
@@ -78,22 +86,32 @@ def status() -> list[tuple[str, bool, str]]:
         probe = torch.empty(1, 1, 3 * 64, device="cuda" if torch.cuda.is_available() else "cpu")
         triton_reason = module("region_attention", "triton").unavailable(probe, 1)
     rows.append(("triton", triton_reason is None, triton_reason or _triton_version()))
-    rows.append(("cuda", False, "not built in this version"))
+    if torch.cuda.is_available():
+        cuda_reason = cuda_device.unavailable(torch.device("cuda"))
+    else:
+        cuda_reason = f"{cuda_device.note()}; torch sees no CUDA GPU"
+    rows.append(("cuda", cuda_reason is None, cuda_reason or cuda_device.note()))
     return rows
+
+
+# Fastest first. On GPUs nothing has been measured yet: Triton's kernels come first, as they are tuned by its compiler.
+_PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
 def _choose_fastest(op: str, *problem: Any) -> str:
     device = problem[0].device.type
     if device == "meta":
         return "eager"
-    fastest = {"cpu": "cpu", "cuda": "triton"}.get(device)
-    if fastest is None:
+    if device not in _PREFERENCE:
         _warn_once(f"no fused {op} for device {device!r}")
         return "eager"
-    reason = unavailable(op, fastest, *problem)
-    if reason is None:
-        return fastest
-    _warn_once(f"the {fastest} backend of {op} cannot run: {reason}")
+    reasons = []
+    for name in _PREFERENCE[device]:
+        reason = unavailable(op, name, *problem)
+        if reason is None:
+            return name
+        reasons.append(f"the {name} backend of {op} cannot run: {reason}")
+    _warn_once("; ".join(reasons))
     return "eager"
 
 

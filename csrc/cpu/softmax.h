@@ -14,16 +14,10 @@ struct Dropout {
   explicit Dropout(const RegionAttention& problem, int64_t task, T* buffer)
       : on(problem.dropout_p > 0.0),
         seed(problem.seed),
+        threshold(problem.dropout_threshold()),
         matrix(static_cast<uint32_t>(task)),
         kept(static_cast<T>(1.0 / (1.0 - problem.dropout_p))),
-        factors(buffer) {
-    // Round half to even, as the reference does; p·2^32 is exact, and below 2^52 the cast truncates exactly.
-    const double exact = problem.dropout_p * 4294967296.0;
-    uint64_t whole = static_cast<uint64_t>(exact);
-    const double rest = exact - static_cast<double>(whole);
-    if (rest > 0.5 || (rest == 0.5 && (whole & 1u))) ++whole;
-    threshold = static_cast<uint32_t>(whole < 0xffffffffu ? whole : 0xffffffffu);
-  }
+        factors(buffer) {}
 
   // The factors of a row, or null where nothing is dropped.
   const T* row(int index, int tokens) const {

@@ -1,0 +1,1 @@
+"""The operators by the CUDA kernels of the compiled library, one module an operator."""

@@ -1,0 +1,66 @@
+"""Whether the CUDA kernels can run on a device, and what they are launched with."""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from mae_dfer_kernels import native
+
+MIN_CAPABILITY = (8, 0)
+# Bytes that the kernels copy at once: rows begin at multiples of it.
+ALIGNMENT = 16
+
+
+def library() -> ModuleType:
+    """The module that holds the kernels."""
+    return native.library()
+
+
+def takes(device: torch.device) -> bool:
+    """Whether tensors on ``device`` are what the library's kernels read."""
+    return device.type == "cuda"
+
+
+def note() -> str:
+    """What the build says of the CUDA kernels: for which GPUs they are there, or why not."""
+    return native.LOAD_ERROR or str(native.library().cuda_note)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why no kernel can run on ``device``, or None if they can."""
+    if native.LOAD_ERROR is not None:
+        return native.LOAD_ERROR
+    if not getattr(library(), "has_cuda", True):
+        return note()
+    if not takes(device):
+        return f"it takes tensors on a CUDA device, not on {device.type!r}"
+    if device.type == "cuda":
+        if torch.version.hip is not None:
+            return "it is for NVIDIA GPUs; take backend 'eager' on AMD GPUs"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MIN_CAPABILITY:
+            return f"the GPU has compute capability {capability[0]}.{capability[1]}; 8.0 (A100) or above is needed"
+    return None
+
+
+def stream(device: torch.device) -> int:
+    """The handle of the stream that work is queued on."""
+    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Kernels are launched on the current device, which need not be the tensor's."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def aligned_rows(tensor: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy where its rows do not begin at multiples of ``ALIGNMENT`` bytes."""
+    size = tensor.element_size()
+    starts = (tensor.data_ptr(), *(stride * size for stride in tensor.stride()[:-1]))
+    dense = tensor.stride(-1) == 1 and all(start % ALIGNMENT == 0 for start in starts)
+    # A view may be contiguous and begin anywhere.
+    return tensor if dense else tensor.clone(memory_format=torch.contiguous_format)

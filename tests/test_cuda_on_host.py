@@ -1,0 +1,188 @@
+"""The CUDA kernels executed on the CPU, thread by thread, and shown to depend on every fragment and barrier.
+
+The kernel bodies are those that nvcc compiles; only the primitives under them are others (csrc/cuda/host/).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from cuda_on_host import COMPILER, CSRC, compile_sources, link, load, mutated, sources
+
+from mae_dfer_kernels import region_attention
+from mae_dfer_kernels.cuda import device
+from mae_dfer_kernels.reference import region_attention as reference
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (c++, g++ or clang++)")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cuda_on_host")
+    compile_sources(sources(), CSRC, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host(objects: Path, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return load(link(objects, tmp_path_factory.mktemp("module")))
+
+
+def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """From here on backend `cuda` takes tensors on the CPU and runs them by ``module``."""
+    monkeypatch.setattr(device, "library", lambda: module)
+    monkeypatch.setattr(device, "takes", lambda place: place.type == "cpu")
+
+
+class Case:
+    """A call with what float64 and plain PyTorch make of it."""
+
+    def __init__(self, dtype: str, regions: int, tokens: int, heads: int, head_dim: int, dropout_p: float = 0.0,
+                 magnitude: float = 1.0) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(tokens)
+        shape = (regions, tokens, 3 * heads * head_dim)
+        self.qkv = (magnitude * torch.randn(shape, generator=generator)).to(DTYPES[dtype])
+        self.grad = torch.randn((*shape[:2], heads * head_dim), generator=generator).to(DTYPES[dtype])
+        self.heads, self.dropout_p, self.seed = heads, dropout_p, 2**40 + 3
+        self.scale = head_dim**-0.5
+        self.exact, self.plain = self._reference(torch.float64), self._reference(DTYPES[dtype])
+
+    def _reference(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        qkv = self.qkv.to(dtype).requires_grad_()
+        out = reference.region_attention(qkv, self.heads, self.scale, self.dropout_p, self.seed)
+        return [out.detach().double(), torch.autograd.grad(out, qkv, self.grad.to(dtype))[0].double()]
+
+    def run(self) -> list[torch.Tensor]:
+        qkv = self.qkv.detach().requires_grad_()
+        out = region_attention(qkv, self.heads, dropout_p=self.dropout_p, seed=self.seed, backend="cuda")
+        return [out.detach(), torch.autograd.grad(out, qkv, self.grad)[0]]
+
+    def complaints(self) -> list[str]:
+        """Of what is less exact than twice plain PyTorch in the same dtype."""
+        found = []
+        for name, ours, exact, plain in zip(("out", "grad"), self.run(), self.exact, self.plain, strict=True):
+            error = (ours.double() - exact).square().mean().sqrt()
+            allowed = 2 * (plain - exact).square().mean().sqrt() + 1e-9
+            if not error <= allowed:
+                found.append(f"{name}: error {error:.3g}, allowed {allowed:.3g}")
+        return found
+
+
+CASES = {
+    "tile-1": ("bf16", 9, 11, 2, 64),  # nine regions: the second block of a head holds one
+    "tile-1-one-token": ("fp16", 3, 1, 1, 32),
+    "tile-3": ("bf16", 3, 41, 1, 64),
+    "tile-4": ("fp16", 1, 51, 2, 32),
+    "tile-7": ("bf16", 1, 101, 2, 64),
+    "tile-8": ("fp16", 1, 128, 1, 64),
+    "loop": ("bf16", 1, 150, 1, 64),
+    "loop-16-channels": ("fp16", 1, 33, 2, 16),
+    "loop-128-channels": ("bf16", 1, 65, 1, 128),
+    "loop-fp32": ("fp32", 2, 41, 2, 32),
+    "loop-fp32-128-channels": ("fp32", 1, 70, 1, 128),
+    "loop-dropout": ("bf16", 2, 70, 2, 32, 0.3),
+    "loop-fp32-dropout": ("fp32", 1, 37, 1, 16, 0.3),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_no_less_exact_than_plain_pytorch(monkeypatch: pytest.MonkeyPatch, host: ModuleType, case: tuple) -> None:
+    use(monkeypatch, host)
+    chosen = Case(*case)
+    for seed in range(2):  # orders of threads
+        host.seed(seed)
+        assert not chosen.complaints()
+
+
+def test_large_logits_stay_finite(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    for tokens in (41, 201):
+        assert all(tensor.isfinite().all() for tensor in Case("bf16", 1, tokens, 1, 64, magnitude=60.0).run())
+
+
+def test_same_bits_in_any_order_of_threads(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    for case in (CASES["tile-3"], CASES["loop"]):
+        chosen, results = Case(*case), []
+        for seed in (0, 1, 2):
+            host.seed(seed)
+            results.append(chosen.run())
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_strides_and_alignment(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    chosen = Case("bf16", 2, 11, 2, 32)
+    right = chosen.run()
+    wide = torch.full((11, 2, 3 * 64 + 8), float("nan"), dtype=torch.bfloat16)
+    wide[..., :-8] = chosen.qkv.transpose(0, 1)
+    for view in (wide[..., :-8].transpose(0, 1), torch.cat([chosen.qkv.flatten()[:1], chosen.qkv.flatten()])[1:]):
+        chosen.qkv = view.view(2, 11, -1) if view.dim() == 1 else view
+        assert all(torch.equal(a, b) for a, b in zip(right, chosen.run(), strict=True))
+
+
+def test_less_shared_memory_takes_the_loop(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    try:
+        host.limit_shared_memory(99 * 1024)  # of the smaller GPUs
+        for case in ("tile-8", "tile-7", "loop-fp32-128-channels"):
+            assert not Case(*CASES[case]).complaints()
+    finally:
+        host.limit_shared_memory(227 * 1024)
+
+
+SWAPS = {
+    "left-fragment": ("cuda/fragments.cuh", "load_matrices(a, piece(row + lane % 16, 2 * step + lane / 16));",
+                      "load_matrices(a, piece(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));", 0),
+    "right-fragment": ("cuda/fragments.cuh", "b[0][1] = words[1];", "b[0][1] = words[2];", 0),
+    "transposed-right-fragment": ("cuda/fragments.cuh", "b[1][0] = words[2];", "b[1][0] = words[3];", 1),
+    "probabilities-to-fragment": ("cuda/fragments.cuh", "a[2 * half + 1] = pack(E(), c[2 * step + half][2]",
+                                  "a[2 * half + 1] = pack(E(), c[2 * step + half][1]", 0),
+    "transposed-left-fragment": ("cuda/region_attention_tile.cuh", "(key / 8 + lane / 8 % 2) * 16",
+                                 "(key / 8 + lane / 16) * 16", 0),
+    "fp32-fragment": ("cuda/fragments.cuh", "a[1] = float_to_bits(c[step][2]);", "a[1] = float_to_bits(c[step][1]);",
+                      0),
+    "fp32-remainder": ("cuda/fragments.cuh", "multiply_add_tf32(c, a_low, b_high);", "", 0),
+}  # fmt: skip
+
+
+def removals() -> dict[str, tuple[str, str, str, int]]:
+    """Every barrier and every wait of the kernels, each taken out."""
+    found = {}
+    for path in sorted(CSRC.glob("cuda/*_attention_*.cuh")):
+        text = path.read_text()
+        for statement in sorted(set(re.findall(r"\b(?:sync_block|sync_warp|copy_wait<\d>)\(\);", text))):
+            for number in range(text.count(statement)):
+                name = f"{path.stem}-{statement.split('(')[0]}-{number}"
+                found[name] = (f"cuda/{path.name}", statement, "", number)
+    return found
+
+
+MUTATIONS = SWAPS | removals()
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_change_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch, objects: Path, tmp_path: Path, name: str
+) -> None:
+    fp32 = name.startswith("fp32")
+    module = mutated(objects, tmp_path, MUTATIONS[name], f"cuda/region_attention_{'f32' if fp32 else 'bf16'}.cu")
+    use(monkeypatch, module)
+    kinds = [("bf16", 1, 101, 1, 64), ("bf16", 3, 41, 1, 64), ("bf16", 1, 70, 1, 16)]
+    cases = [Case(*kind) for kind in ([("fp32", 1, 41, 1, 32)] if fp32 else kinds)]
+    for seed in range(20):
+        module.seed(seed)
+        for case in cases:
+            try:
+                if case.complaints():
+                    return
+            except RuntimeError as error:  # the host machine's: threads that wait for ever, copies never awaited
+                assert "thread" in str(error)
+                return
+    pytest.fail(f"{name}: nothing noticed")
