@@ -64,6 +64,7 @@ def test_fast_shapes_spill_no_register(kernel: str) -> None:
         match = re.search(rf"{kernel}<mae_dfer::cuda::\w+, 64, ([1347])>", name)
         if match:
             assert numbers["STACK"] == 0 and numbers["LOCAL"] == 0, f"{architecture} {name} spills: {numbers}"
-            assert numbers["REG"] <= 128, f"{architecture} {name}: {numbers}"
+            threads = {"1": 256, "3": 192, "4": 256, "7": 224}[match[1]]
+            assert 2 * threads * numbers["REG"] <= 65536, f"{architecture} {name}: {numbers}"
             checked += 1
     assert checked == 8 * len({architecture for architecture, _ in resources()})

@@ -53,6 +53,11 @@ MAE_DFER_DEVICE float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+MAE_DFER_DEVICE float inverse_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 MAE_DFER_DEVICE float inverse_square_root(float x) { return 1.0f / sqrtf(x); }
 MAE_DFER_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 MAE_DFER_DEVICE uint32_t float_to_bits(float value) { return __float_as_uint(value); }
@@ -73,8 +78,9 @@ MAE_DFER_DEVICE void unpack(BFloat16, uint32_t word, float* first, float* second
   *first = __uint_as_float(word << 16);
   *second = __uint_as_float(word & 0xffff0000u);
 }
+// Volatile, so that the compiler converts again where a word is used again: the numbers would fill the registers.
 MAE_DFER_DEVICE void unpack(Float16, uint32_t word, float* first, float* second) {
-  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+  asm volatile("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
       : "=f"(*first), "=f"(*second)
       : "r"(word));
 }
@@ -124,20 +130,20 @@ MAE_DFER_DEVICE void load_matrices_transposed(uint32_t (&words)[4], const void* 
 
 // C (16 × 8, fp32) += A (16 × 16) B (16 × 8), one warp; who holds what: PTX ISA, "Matrix Fragments for mma.m16n8k16".
 MAE_DFER_DEVICE void multiply_add(BFloat16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 MAE_DFER_DEVICE void multiply_add(Float16, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 // C (16 × 8) += A (16 × 8) B (8 × 8) of fp32 words, of which the low 13 bits are not read ("mma.m16n8k8", .tf32).
 MAE_DFER_DEVICE void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

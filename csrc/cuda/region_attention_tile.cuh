@@ -32,21 +32,22 @@ struct TileShape {
 template <class E, int D, int kTiles>
 struct TileTask {
   unsigned slot, thread, row;  // region and thread within the block's share, first query
-  int64_t region, head;
+  int region, head;
   int tokens;  // valid ones: none beyond the last region
 
   MAE_DFER_DEVICE explicit TileTask(const RegionAttention& problem) {
     slot = warp_index() / kTiles;
     thread = static_cast<unsigned>(thread_index()) % (32 * kTiles);
     row = 16 * (warp_index() % kTiles);
-    head = block_index() % problem.heads;
-    region = block_index() / problem.heads * TileShape<E, D, kTiles>::kRegions + slot;
+    const int heads = static_cast<int>(problem.heads), block = static_cast<int>(block_index());
+    head = block % heads;
+    region = block / heads * TileShape<E, D, kTiles>::kRegions + static_cast<int>(slot);
     tokens = region < problem.regions ? static_cast<int>(problem.tokens) : 0;
   }
 
   // Rows of this head from a packed tensor; of the first region where there is none to read.
   MAE_DFER_DEVICE const E* rows(const void* tensor, int64_t region_stride, int64_t column) const {
-    return static_cast<const E*>(tensor) + (tokens ? region : 0) * region_stride + column + head * D;
+    return static_cast<const E*>(tensor) + (tokens ? region : 0) * region_stride + column + int64_t{head} * D;
   }
 };
 
@@ -74,8 +75,8 @@ MAE_DFER_DEVICE void soften(Accumulator (&scores)[kBlocks], int tokens, float sc
       sum[i / 2] += scores[n][i];
     }
   }
-  inverse[0] = 1.0f / row_sum(sum[0]);
-  inverse[1] = 1.0f / row_sum(sum[1]);
+  inverse[0] = inverse_approx(row_sum(sum[0]));
+  inverse[1] = inverse_approx(row_sum(sum[1]));
 }
 
 // C (16 × D), rounded, to a warp's own rows of `stage`, and from there to `to` in whole pieces.
@@ -187,6 +188,29 @@ MAE_DFER_DEVICE void multiply_over_queries(uint32_t (&words)[D / 8][2], const Sc
   round_rows<E, D>(words, sums, scale, scale);
 }
 
+// dP = dO Vᵀ for `kCount` tiles of keys from `kFirst` on, rounded as plain PyTorch's is, and what they add to Σ P∘dP. All
+// at once, in fp32, they would not fit the registers beside the probabilities.
+template <class E, int D, int kTiles, int kFirst, int kCount>
+MAE_DFER_DEVICE void multiply_with_values(uint32_t (&words)[kTiles][4], float (&delta)[2],
+                                          const uint32_t (&probs)[kTiles][4], const Tile<E, D>& grads, unsigned row,
+                                          const Tile<E, D>& values) {
+  if constexpr (kCount > 0) {
+    Accumulator part[2 * kCount];
+    multiply_transposed(part, grads, row, values, 16 * kFirst);
+    MAE_DFER_UNROLL
+    for (int tile = kFirst; tile < kFirst + kCount; ++tile) {
+      Product<E>::to_left(words[tile], part, tile - kFirst);
+      MAE_DFER_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        float prob[2], grad[2];
+        unpack(E(), probs[tile][i], prob, prob + 1);
+        unpack(E(), words[tile][i], grad, grad + 1);
+        delta[i % 2] += prob[0] * grad[0] + prob[1] * grad[1];
+      }
+    }
+  }
+}
+
 template <class E, int D, int kTiles>
 MAE_DFER_KERNEL((TileShape<E, D, kTiles>::kThreads), (kTiles == 8 ? 1 : 2))
 region_backward_tile(const RegionAttention problem, const RegionOptions options) {
@@ -212,8 +236,8 @@ region_backward_tile(const RegionAttention problem, const RegionOptions options)
   copy_wait<1>();
   sync_block();
   uint32_t probs[kTiles][4];
-  Accumulator scores[2 * kTiles];
   {
+    Accumulator scores[2 * kTiles];
     float inverse[2];
     multiply_transposed(scores, queries, task.row, keys, 0);
     soften(scores, static_cast<int>(problem.tokens), options.scale_log2, inverse);
@@ -229,29 +253,23 @@ region_backward_tile(const RegionAttention problem, const RegionOptions options)
   // dP = dO Vᵀ, and dS = P ∘ (dP - Σ P∘dP).
   copy_wait<0>();
   sync_block();
-  multiply_transposed(scores, grads, task.row, values, 0);
+  uint32_t grad_probs[kTiles][4];
   float delta[2] = {0.0f, 0.0f};
-  MAE_DFER_UNROLL
-  for (int n = 0; n < 2 * kTiles; ++n) {
-    MAE_DFER_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float first, second;
-      unpack(E(), probs[n / 2][n % 2 * 2 + half], &first, &second);
-      delta[half] += first * scores[n][2 * half] + second * scores[n][2 * half + 1];
-    }
-  }
+  constexpr int kHalf = (kTiles + 1) / 2;
+  multiply_with_values<E, D, kTiles, 0, kHalf>(grad_probs, delta, probs, grads, task.row, values);
+  multiply_with_values<E, D, kTiles, kHalf, kTiles - kHalf>(grad_probs, delta, probs, grads, task.row, values);
   delta[0] = row_sum(delta[0]);
   delta[1] = row_sum(delta[1]);
   sync_block();  // values are used up
   MAE_DFER_UNROLL
-  for (int n = 0; n < 2 * kTiles; ++n) {
+  for (int tile = 0; tile < kTiles; ++tile) {
     MAE_DFER_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      float first, second;
-      unpack(E(), probs[n / 2][n % 2 * 2 + half], &first, &second);
-      shared_grads.store(pack(E(), first * (scores[n][2 * half] - delta[half]),
-                              second * (scores[n][2 * half + 1] - delta[half])),
-                         task.row, n, half);
+    for (int i = 0; i < 4; ++i) {
+      float prob[2], grad[2];
+      unpack(E(), probs[tile][i], prob, prob + 1);
+      unpack(E(), grad_probs[tile][i], grad, grad + 1);
+      const uint32_t word = pack(E(), prob[0] * (grad[0] - delta[i % 2]), prob[1] * (grad[1] - delta[i % 2]));
+      shared_grads.store(word, task.row, 2 * tile + i / 2, i % 2);
     }
   }
 
@@ -273,9 +291,9 @@ region_backward_tile(const RegionAttention problem, const RegionOptions options)
   // dV = Pᵀ dO and dK = scale · dSᵀ Q.
   sync_block();  // keys are used up
   MAE_DFER_UNROLL
-  for (int n = 0; n < 2 * kTiles; ++n) {
-    shared_probs.store(probs[n / 2][n % 2 * 2], task.row, n, 0);
-    shared_probs.store(probs[n / 2][n % 2 * 2 + 1], task.row, n, 1);
+  for (int tile = 0; tile < kTiles; ++tile) {
+    MAE_DFER_UNROLL
+    for (int i = 0; i < 4; ++i) shared_probs.store(probs[tile][i], task.row, 2 * tile + i / 2, i % 2);
   }
   sync_block();
   multiply_over_queries(grad_value, shared_probs, task.row, grads, 1.0f);

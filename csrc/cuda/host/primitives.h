@@ -56,6 +56,7 @@ inline char* shared_memory() { return host::machine().shared_memory(); }
 inline void sync_block() { host::machine().sync_block(); }
 
 inline float exp2_approx(float x) { return std::exp2(x); }
+inline float inverse_approx(float x) { return 1.0f / x; }
 inline float inverse_square_root(float x) { return 1.0f / std::sqrt(x); }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return static_cast<uint32_t>(uint64_t{a} * b >> 32); }
 
