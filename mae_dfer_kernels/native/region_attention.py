@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.native.rows import rows_contiguous
 
 
 def unavailable(qkv: Tensor, num_heads: int) -> str | None:
@@ -22,7 +23,7 @@ def unavailable(qkv: Tensor, num_heads: int) -> str | None:
 
 def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
     """The `cpu` backend's forward. ``qkv`` (R, S, 3*H*D) of any strides; returns (R, S, H*D), contiguous."""
-    qkv = _rows_contiguous(qkv)
+    qkv = _rows(qkv)
     regions, tokens, width = qkv.shape
     out = qkv.new_empty((regions, tokens, width // 3))
     native.library().region_attention_forward(
@@ -37,7 +38,7 @@ def backward(
     grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int
 ) -> Tensor:
     """The `cpu` backend's backward. ``grad_out`` (R, S, H*D); returns (R, S, 3*H*D), contiguous."""
-    qkv, grad_out = _rows_contiguous(qkv), _rows_contiguous(grad_out)
+    qkv, grad_out = _rows(qkv), _rows(grad_out)
     regions, tokens, width = qkv.shape
     grad_qkv = qkv.new_empty((regions, tokens, width))
     native.library().region_attention_backward(
@@ -49,8 +50,7 @@ def backward(
     return grad_qkv
 
 
-def _rows_contiguous(tensor: Tensor) -> Tensor:
-    # Kernels take any stride between regions and between tokens; only one inside a token's row needs a copy, and an
-    # odd one between the tokens of bf16, whose products read two numbers as one word.
-    aligned = tensor.dtype != torch.bfloat16 or tensor.stride(1) % 2 == 0
-    return tensor if tensor.stride(-1) == 1 and aligned else tensor.contiguous()
+def _rows(tensor: Tensor) -> Tensor:
+    # Products of bf16 read two numbers as one word: an odd stride between tokens needs a copy, too.
+    splits_words = tensor.dtype == torch.bfloat16 and tensor.stride(1) % 2 != 0
+    return tensor.contiguous() if splits_words else rows_contiguous(tensor)

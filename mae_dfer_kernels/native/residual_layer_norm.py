@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.native.rows import address, dense, describe, rows_contiguous
 
 
 def unavailable(x: Tensor) -> str | None:
@@ -30,13 +31,13 @@ def forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The `cpu` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous."""
-    x, update = _rows_contiguous(x), _rows_contiguous(update)
+    x, update = rows_contiguous(x), rows_contiguous(update)
     groups, rows, channels = x.shape
     total, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
     compute = torch.promote_types(x.dtype, torch.float32)
-    vectors = [_vector(vector, compute) for vector in (row_scale, weight, bias)]
+    vectors = [dense(vector, compute) for vector in (row_scale, weight, bias)]
     native.library().residual_layer_norm_forward(
-        _describe(x), _describe(update), *map(_address, vectors),
+        describe(x), describe(update), *map(address, vectors),
         total.data_ptr(), normed.data_ptr(), native.DTYPE_CODES[out_dtype],
         groups, rows, channels, eps, torch.get_num_threads(),
     )  # fmt: skip
@@ -53,9 +54,9 @@ def backward(
     update_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The `cpu` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
-    grad_normed, total = _rows_contiguous(grad_normed), total.contiguous()
+    grad_normed, total = rows_contiguous(grad_normed), total.contiguous()
     if grad_sum is not None:
-        grad_sum = _rows_contiguous(grad_sum)
+        grad_sum = rows_contiguous(grad_sum)
     groups, rows, channels = total.shape
     compute = torch.promote_types(total.dtype, torch.float32)
     grad_x = torch.empty_like(total)
@@ -63,28 +64,12 @@ def backward(
     chunks = native.library().residual_layer_norm_chunks(groups, rows)
     # One row of sums a chunk, added up in their order: the same bits on any number of threads.
     partial_sums = total.new_empty((chunks, 2, channels), dtype=compute)
-    vectors = [_vector(vector, compute) for vector in (row_scale, weight)]
+    vectors = [dense(vector, compute) for vector in (row_scale, weight)]
     native.library().residual_layer_norm_backward(
-        (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else _describe(grad_sum),
-        _describe(grad_normed), total.data_ptr(), native.DTYPE_CODES[total.dtype], *map(_address, vectors),
+        (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else describe(grad_sum),
+        describe(grad_normed), total.data_ptr(), native.DTYPE_CODES[total.dtype], *map(address, vectors),
         grad_x.data_ptr(), grad_update.data_ptr(), native.DTYPE_CODES[update_dtype], partial_sums.data_ptr(),
         groups, rows, channels, eps, torch.get_num_threads(),
     )  # fmt: skip
     grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
     return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()
-
-
-def _rows_contiguous(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _vector(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype).contiguous()
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _describe(tensor: Tensor) -> tuple[int, int, int, int]:
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), native.DTYPE_CODES[tensor.dtype]

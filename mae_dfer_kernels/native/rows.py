@@ -1,0 +1,26 @@
+"""Tensors of rows as the compiled library takes them."""
+
+from __future__ import annotations
+
+from torch import Tensor, dtype
+
+from mae_dfer_kernels import native
+
+
+def rows_contiguous(tensor: Tensor) -> Tensor:
+    """The kernels take any stride between groups and rows, but channels side by side."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def dense(tensor: Tensor | None, kind: dtype) -> Tensor | None:
+    """Contiguous and of ``kind``."""
+    return None if tensor is None else tensor.to(kind).contiguous()
+
+
+def address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def describe(tensor: Tensor) -> tuple[int, int, int, int]:
+    """(address, stride of groups, stride of rows, dtype) of a (G, M, C) tensor."""
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), native.DTYPE_CODES[tensor.dtype]
