@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import backends
+from mae_dfer_kernels.arguments import check_backend, check_heads, check_tensor
 from mae_dfer_kernels.reference import region_attention as reference
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "DEF")
 # `seed` is a SymInt so that torch.compile can keep one graph while the seed changes from step to step.
@@ -132,8 +131,7 @@ def region_attention(
     head_dim = _check_qkv(qkv, num_heads)
     scale = _check_scale(scale, head_dim)
     dropout_p, seed = _check_dropout(dropout_p, seed)
-    if not isinstance(backend, str):
-        raise TypeError(f"backend must be a string, got {type(backend).__name__}")
+    check_backend(backend)
     resolved = backends.choose("region_attention", backend, qkv, num_heads)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and qkv.requires_grad):
         return _forward_op(qkv, num_heads, scale, dropout_p, seed, resolved)
@@ -142,18 +140,10 @@ def region_attention(
 
 def _check_qkv(qkv: Tensor, num_heads: int) -> int:
     """Returns D."""
-    if not isinstance(qkv, Tensor):
-        raise TypeError(f"qkv must be a torch.Tensor, got {type(qkv).__name__}")
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
-        raise TypeError(f"num_heads must be an int, got {type(num_heads).__name__}")
-    if qkv.dtype not in _DTYPES:
-        raise TypeError(f"qkv must be float64, float32, bfloat16 or float16, got {qkv.dtype}")
-    if qkv.layout != torch.strided:
-        raise TypeError(f"qkv must be a dense (strided) tensor, got {qkv.layout}")
+    check_tensor("qkv", qkv)
+    check_heads(num_heads)
     if qkv.dim() != 3:
         raise ValueError(f"qkv must have 3 dimensions (R, S, 3*H*D), got shape {tuple(qkv.shape)}")
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
     width = qkv.shape[2]
     if width == 0 or width % (3 * num_heads) != 0:
         raise ValueError(

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import backends
+from mae_dfer_kernels.arguments import (
+    DTYPES,
+    check_backend,
+    check_companion,
+    check_eps,
+    check_parameter,
+    check_row_scale,
+    check_tensor,
+)
 from mae_dfer_kernels.reference import residual_layer_norm as reference
-
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
 _LIBRARY.define(
@@ -163,19 +170,15 @@ def residual_layer_norm(
     _check_rows(x, update)
     _check_affine(x, weight, bias)
     out_dtype = _check_out_dtype(x, out_dtype)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-    scale = _check_row_scale(x, row_scale)
-    if not isinstance(backend, str):
-        raise TypeError(f"backend must be a string, got {type(backend).__name__}")
+    eps = check_eps(eps)
+    scale = check_row_scale(row_scale, "x", x, x.dim() - 2)
+    check_backend(backend)
     resolved = backends.choose("residual_layer_norm", backend, x)
     shape = x.shape
     groups = math.prod(shape[:-2])
     # Reshaping copies where two leading axes cannot be walked with one stride.
     x, update = (tensor.reshape(groups, *shape[-2:]) for tensor in (x, update))
-    inputs = (x, update, scale, weight, bias, float(eps), out_dtype, resolved)
+    inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, update, weight, bias))
     if torch.compiler.is_compiling() or not grad:
         total, normed = _forward_op(*inputs)
@@ -185,34 +188,17 @@ def residual_layer_norm(
 
 
 def _check_rows(x: Tensor, update: Tensor) -> None:
-    for name, tensor in (("x", x), ("update", update)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
+    check_tensor("x", x)
     if x.dim() < 2 or x.shape[-1] == 0:
         raise ValueError(f"x must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
+    check_companion("update", update, "x", x)
     if update.shape != x.shape:
         raise ValueError(f"update must have the shape of x, {tuple(x.shape)}, got {tuple(update.shape)}")
-    if update.device != x.device:
-        raise ValueError(f"update must be on the device of x, {x.device}, got {update.device}")
-    if (update.dtype == torch.float64) != (x.dtype == torch.float64):
-        raise TypeError(f"update must be float64 where x is and only there; got {update.dtype} with {x.dtype}")
 
 
 def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     for name, vector in (("weight", weight), ("bias", bias)):
-        if not isinstance(vector, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(vector).__name__}")
-        if vector.shape != x.shape[-1:]:
-            raise ValueError(f"{name} must have shape (C,) = {tuple(x.shape[-1:])}, got {tuple(vector.shape)}")
-        if vector.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {vector.device}")
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if vector.dtype not in (x.dtype, wide):
-            raise TypeError(f"{name} must be {x.dtype} (as x) or {wide}, got {vector.dtype}")
+        check_parameter(name, vector, "x", x, "(C,)", x.shape[-1:])
     if weight.dtype != bias.dtype:
         raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
 
@@ -220,26 +206,6 @@ def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
 def _check_out_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
     if out_dtype is None:
         return x.dtype
-    if out_dtype not in _DTYPES or (out_dtype == torch.float64) != (x.dtype == torch.float64):
+    if out_dtype not in DTYPES or (out_dtype == torch.float64) != (x.dtype == torch.float64):
         raise TypeError(f"out_dtype must be float32, bfloat16 or float16 (float64 for float64), got {out_dtype}")
     return out_dtype
-
-
-def _check_row_scale(x: Tensor, row_scale: Tensor | None) -> Tensor | None:
-    """(G,) in the type that is computed in, or None."""
-    if row_scale is None:
-        return None
-    if not isinstance(row_scale, Tensor) or not row_scale.is_floating_point():
-        kind = row_scale.dtype if isinstance(row_scale, Tensor) else type(row_scale).__name__
-        raise TypeError(f"row_scale must be a floating-point torch.Tensor or None, got {kind}")
-    leading = x.shape[:-2]
-    if row_scale.shape != leading[: row_scale.dim()]:
-        raise ValueError(
-            f"row_scale must have the shape of the first axes of x, of {tuple(leading)}, got {tuple(row_scale.shape)}"
-        )
-    if row_scale.device != x.device:
-        raise ValueError(f"row_scale must be on the device of x, {x.device}, got {row_scale.device}")
-    if row_scale.requires_grad:
-        raise ValueError("row_scale must not require a gradient: none is computed for it")
-    spread = row_scale.view(*row_scale.shape, *(1 for _ in leading[row_scale.dim() :])).expand(leading)
-    return spread.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))

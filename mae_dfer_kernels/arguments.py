@@ -1,0 +1,92 @@
+"""Checks of arguments that several operators take; every message names the argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_tensor(name: str, tensor: Any) -> None:
+    """A dense tensor of a dtype that the operators take."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
+
+
+def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> None:
+    """A tensor that is worked on together with ``main``: on its device, and float64 where that is."""
+    check_tensor(name, tensor)
+    if tensor.device != main.device:
+        raise ValueError(f"{name} must be on the device of {main_name}, {main.device}, got {tensor.device}")
+    if (tensor.dtype == torch.float64) != (main.dtype == torch.float64):
+        raise TypeError(
+            f"{name} must be float64 where {main_name} is and only there; got {tensor.dtype} with {main.dtype}"
+        )
+
+
+def check_parameter(
+    name: str, tensor: Any, main_name: str, main: Tensor, letters: str, shape: Sequence[int]
+) -> None:
+    """A parameter of that shape (``letters`` spells it), in the dtype of ``main`` or the one computed in."""
+    check_companion(name, tensor, main_name, main)
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {letters} = {tuple(shape)}, got {tuple(tensor.shape)}")
+    wide = compute_dtype(main)
+    if tensor.dtype not in (main.dtype, wide):
+        raise TypeError(f"{name} must be {main.dtype} (as {main_name}) or {wide}, got {tensor.dtype}")
+
+
+def compute_dtype(main: Tensor) -> torch.dtype:
+    """What the operators compute in: float64 for float64, else float32."""
+    return torch.promote_types(main.dtype, torch.float32)
+
+
+def check_heads(num_heads: Any) -> None:
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f"num_heads must be an int, got {type(num_heads).__name__}")
+    if num_heads < 1:
+        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+
+
+def check_eps(eps: Any) -> float:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+    return float(eps)
+
+
+def check_backend(backend: Any) -> None:
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a string, got {type(backend).__name__}")
+
+
+def check_row_scale(row_scale: Any, main_name: str, main: Tensor, axes: int) -> Tensor | None:
+    """Factors of the first ``axes`` axes of ``main``, or of fewer of them: one for each of their elements, as a
+    vector of the type computed in. None stays None."""
+    if row_scale is None:
+        return None
+    if not isinstance(row_scale, Tensor) or not row_scale.is_floating_point():
+        kind = row_scale.dtype if isinstance(row_scale, Tensor) else type(row_scale).__name__
+        raise TypeError(f"row_scale must be a floating-point torch.Tensor or None, got {kind}")
+    leading = main.shape[:axes]
+    if row_scale.shape != leading[: row_scale.dim()]:
+        raise ValueError(
+            f"row_scale must have the shape of the first axes of {main_name}, of {tuple(leading)}, "
+            f"got {tuple(row_scale.shape)}"
+        )
+    if row_scale.device != main.device:
+        raise ValueError(f"row_scale must be on the device of {main_name}, {main.device}, got {row_scale.device}")
+    if row_scale.requires_grad:
+        raise ValueError("row_scale must not require a gradient: none is computed for it")
+    spread = row_scale.view(*row_scale.shape, *(1 for _ in leading[row_scale.dim() :])).expand(leading)
+    return spread.reshape(-1).to(compute_dtype(main))
