@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_dfer_kernels.reference.standardise import standardise, standardise_backward
+
 
 def residual_layer_norm(
     x: Tensor,
@@ -60,15 +62,9 @@ def backward(
     ``grad_sum`` (G, M, C) or None for zero, ``grad_normed`` (G, M, C); ``total`` is the sum that the forward returned.
     """
     with torch.autocast(total.device.type, enabled=False):
-        widened = total.to(weight.dtype)
-        mean = widened.mean(dim=-1, keepdim=True)
-        inverse = (widened.var(dim=-1, keepdim=True, unbiased=False) + eps).rsqrt()
-        unit = (widened - mean) * inverse
+        unit, inverse = standardise(total.to(weight.dtype), eps)
         outer = grad_normed.to(weight.dtype)
-        inner = outer * weight
-        # The LayerNorm takes out of a gradient what would shift or stretch its row.
-        grad_x = (inner - inner.mean(-1, keepdim=True) - unit * (inner * unit).mean(-1, keepdim=True)) * inverse
-        grad_x = grad_x.to(total.dtype)
+        grad_x = standardise_backward(outer * weight, unit, inverse).to(total.dtype)
         if grad_sum is not None:
             grad_x = grad_x + grad_sum
         grad_update = grad_x if row_scale is None else grad_x * row_scale.to(grad_x.dtype)[:, None, None]
