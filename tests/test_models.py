@@ -152,7 +152,8 @@ def test_fused_model_calls_the_region_kernel(monkeypatch):
     make(fused_attn=False)(make_clip())
     assert calls == []
     make(fused_attn=True)(make_clip())
-    assert calls == [((2 * 4, 5, 3 * 32), 2)] * 2  # two blocks; 4 regions a clip, of 1 + 4 tokens
+    # Two blocks, each inside the 4 regions of a clip, of 1 + 4 tokens, and among their representative tokens
+    assert calls == [((2 * 4, 5, 3 * 32), 2), ((2, 4, 3 * 32), 2)] * 2
 
 
 def test_compiles_to_one_graph():

@@ -79,7 +79,7 @@ class LGIBlock(nn.Module):
     def _global(self, representative: Tensor) -> Tensor:
         """Self-attention among a clip's representative tokens, (B, N, C)."""
         attn = self.local_attn if self.share_attention == "all" else self.global_attn
-        return representative + self._drop_per_clip(attn(self.global_norm(representative)))
+        return representative + self._drop_per_clip(attn(self.global_norm(representative), regional=True))
 
     def _exchange(self, local: Tensor, representative: Tensor) -> Tensor:
         """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, C)."""
