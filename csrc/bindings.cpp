@@ -12,6 +12,7 @@
 
 namespace py = pybind11;
 using mae_dfer::DType;
+using mae_dfer::Exchange;
 using mae_dfer::RegionAttention;
 using mae_dfer::ResidualLayerNorm;
 using mae_dfer::StridedRows;
@@ -119,6 +120,50 @@ int64_t residual_layer_norm_chunks(int64_t groups, int64_t group_rows) {
   return problem.chunks();
 }
 
+// (clips, groups, rows a group, channels, heads, representatives)
+using ExchangeShape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x, uintptr_t keys, uintptr_t key_bias,
+                           uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, double eps, int threads) {
+  Exchange problem;
+  std::tie(problem.clips, problem.groups, problem.rows, problem.channels, problem.heads, problem.context) = shape;
+  problem.x = rows(x);
+  problem.keys = input(keys);
+  problem.key_bias = input(key_bias);
+  problem.values = input(values);
+  problem.out_bias = input(out_bias);
+  problem.row_scale = input(row_scale);
+  problem.eps = eps;
+  problem.threads = threads;
+  return problem;
+}
+
+void exchange_forward(const ExchangeShape& shape, const RowsArgument& x, uintptr_t keys, uintptr_t key_bias,
+                      uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t out, double eps,
+                      int threads) {
+  Exchange problem = describe_exchange(shape, x, keys, key_bias, values, out_bias, row_scale, eps, threads);
+  problem.out = output(out);
+  problem.grad_out.dtype = problem.x.dtype;
+  mae_dfer::cpu::exchange_forward(problem);
+}
+
+void exchange_backward(const ExchangeShape& shape, const RowsArgument& grad_out, const RowsArgument& x,
+                       uintptr_t keys, uintptr_t key_bias, uintptr_t values, uintptr_t out_bias, uintptr_t row_scale,
+                       uintptr_t grad_x, uintptr_t sums, uintptr_t key_bias_sums, double eps, int threads) {
+  Exchange problem = describe_exchange(shape, x, keys, key_bias, values, out_bias, row_scale, eps, threads);
+  problem.grad_out = rows(grad_out);
+  problem.grad_x = output(grad_x);
+  problem.sums = output(sums);
+  problem.key_bias_sums = output(key_bias_sums);
+  mae_dfer::cpu::exchange_backward(problem);
+}
+
+// (chunks a clip, width of a row of partial sums)
+std::pair<int64_t, int64_t> exchange_sums(const ExchangeShape& shape) {
+  const Exchange problem = describe_exchange(shape, {}, 0, 0, 0, 0, 0, 0.0, 1);
+  return {problem.chunks(), problem.sums_width()};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -128,6 +173,9 @@ PYBIND11_MODULE(_native, module) {
   module.def("residual_layer_norm_forward", &residual_layer_norm_forward, py::call_guard<py::gil_scoped_release>());
   module.def("residual_layer_norm_backward", &residual_layer_norm_backward, py::call_guard<py::gil_scoped_release>());
   module.def("residual_layer_norm_chunks", &residual_layer_norm_chunks);
+  module.def("exchange_forward", &exchange_forward, py::call_guard<py::gil_scoped_release>());
+  module.def("exchange_backward", &exchange_backward, py::call_guard<py::gil_scoped_release>());
+  module.def("exchange_sums", &exchange_sums);
 #if defined(MAE_DFER_CUDA)
   mae_dfer::cuda::bind(module);
   module.attr("has_cuda") = true;

@@ -52,4 +52,29 @@ void ResidualLayerNorm::check(bool backward) const {
   }
 }
 
+int64_t Exchange::chunk_rows() const {
+  const int64_t chunks_a_clip = (31 + clips) / clips;
+  const int64_t share = (clip_rows() + chunks_a_clip - 1) / chunks_a_clip;
+  return (share + kStepRows - 1) / kStepRows * kStepRows;
+}
+
+void Exchange::check(bool backward) const {
+  require(clips >= 0 && groups >= 0 && rows >= 0, "clips, groups and rows must not be negative");
+  require(channels >= 1 && channels <= 1 << 24, "channels must be between 1 and 2^24");
+  require(heads >= 1 && context >= 1 && heads * context <= 1 << 20, "heads and context must be at least 1");
+  require(clips == 0 ? groups == 0 : groups % clips == 0, "clips must divide groups");
+  require(threads >= 1, "threads must be at least 1");
+  require(known(x.dtype) && known(grad_out.dtype), "dtype code is not known");
+  require((x.dtype == DType::float64) == (grad_out.dtype == DType::float64), "float64 goes with float64 alone");
+  if (empty()) return;
+  require(x.data != nullptr && keys != nullptr && key_bias != nullptr && values != nullptr && out_bias != nullptr,
+          "an address is null");
+  if (backward) {
+    require(grad_out.data != nullptr && grad_x != nullptr, "an address is null");
+    require(sums != nullptr && key_bias_sums != nullptr, "an address is null");
+  } else {
+    require(out != nullptr, "an address is null");
+  }
+}
+
 }  // namespace mae_dfer

@@ -76,4 +76,41 @@ struct ResidualLayerNorm {
   void check(bool backward) const;
 };
 
+// Every row of a clip attends to the clip's J = H·K (head, representative) pairs, whose keys and values hold the
+// query and output projections already: out = x + row_scale · (softmax_h(u keysᵀ + key_bias) values + out_bias) with
+// u = (x - mean) / deviation. G groups of M rows, G / clips groups a clip. What is not `StridedRows` is contiguous and
+// in the type computed in (float64 where x is, else float32), but for `out` and `grad_x`, which are as x.
+struct Exchange {
+  int64_t clips = 0;
+  int64_t groups = 0;
+  int64_t rows = 0;
+  int64_t channels = 0;
+  int64_t heads = 0;
+  int64_t context = 0;  // K
+  double eps = 0.0;
+  StridedRows x;
+  const void* keys = nullptr;       // (clips, J, C)
+  const void* key_bias = nullptr;   // (clips, J)
+  const void* values = nullptr;     // (clips, J, C)
+  const void* out_bias = nullptr;   // (C,)
+  const void* row_scale = nullptr;  // (clips,), or null for 1
+  void* out = nullptr;              // (G, M, C)
+  StridedRows grad_out;             // backward from here on
+  void* grad_x = nullptr;
+  void* sums = nullptr;           // (clips, chunks(), 2 J + 1, sums_width()): of gradients of keys, values, out_bias
+  void* key_bias_sums = nullptr;  // (clips, chunks(), J)
+  int threads = 1;
+
+  static constexpr int64_t kStepRows = 48;  // rows worked on at once: whole vectors and register blocks of any width
+  int64_t pairs() const { return heads * context; }
+  int64_t clip_rows() const { return groups / clips * rows; }
+  bool empty() const { return clips == 0 || groups == 0 || rows == 0; }
+  // A clip's rows are shared out in whole steps, about 32 chunks in all; none of it depends on the threads.
+  int64_t chunk_rows() const;
+  int64_t chunks() const { return empty() ? 0 : (clip_rows() + chunk_rows() - 1) / chunk_rows(); }
+  // Rows of sums end on a whole vector of any instruction set.
+  int64_t sums_width() const { return (channels + 15) / 16 * 16; }
+  void check(bool backward) const;
+};
+
 }  // namespace mae_dfer

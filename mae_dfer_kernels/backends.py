@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from types import ModuleType
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from mae_dfer_kernels import native
 from mae_dfer_kernels.cuda import device as cuda_device
 from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
+from mae_dfer_kernels.native import exchange as native_exchange
 from mae_dfer_kernels.native import region_attention as native_region_attention
 from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
+from mae_dfer_kernels.reference import exchange as reference_exchange
 from mae_dfer_kernels.reference import region_attention as reference_region_attention
 from mae_dfer_kernels.reference import residual_layer_norm as reference_residual_layer_norm
 
@@ -21,13 +24,14 @@ NAMES = ("eager", "cpu", "triton", "cuda")
 
 # Triton is imported when it is first asked for.
 _MODULES = {
+    "exchange": {"eager": reference_exchange, "cpu": native_exchange},
     "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
 }
 
-
-# Operators without kernels of that kind are not here.
+# Operators without kernels of that kind are not in these. Looked up here: torch.compile cannot trace the search.
 _CUDA_MODULES = {"region_attention": cuda_region_attention}
+_IN_TRITON = {op for op in _MODULES if importlib.util.find_spec(f"mae_dfer_kernels.triton.{op}") is not None}
 
 
 class BackendUnavailable(RuntimeError):
@@ -37,6 +41,11 @@ class BackendUnavailable(RuntimeError):
 def module(op: str, backend: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run operator ``op`` on a (resolved) backend."""
     if backend == "triton":
+        # Import statements: torch.compile traces these, but not `importlib`.
+        if op == "exchange":
+            import mae_dfer_kernels.triton.exchange as exchange
+
+            return exchange
         from mae_dfer_kernels.triton import region_attention, residual_layer_norm
 
         return {"region_attention": region_attention, "residual_layer_norm": residual_layer_norm}[op]
@@ -53,7 +62,7 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
         return None
     if backend == "cuda" and op not in _CUDA_MODULES:
         return f"there is no CUDA C++ kernel of {op}"
-    missing = _triton_missing() if backend == "triton" else None
+    missing = _triton_missing(op) if backend == "triton" else None
     return missing or module(op, backend).unavailable(*problem)
 
 
@@ -81,7 +90,7 @@ def status() -> list[tuple[str, bool, str]]:
         rows.append(("cpu", True, f"C++ with {native.chosen_instruction_set()}"))
     else:
         rows.append(("cpu", False, native.LOAD_ERROR))
-    triton_reason = _triton_missing()
+    triton_reason = _triton_missing("region_attention")
     if triton_reason is None:
         probe = torch.empty(1, 1, 3 * 64, device="cuda" if torch.cuda.is_available() else "cpu")
         triton_reason = module("region_attention", "triton").unavailable(probe, 1)
@@ -125,9 +134,11 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f"{reason}; taking the slower eager backend", RuntimeWarning, stacklevel=5)
 
 
-def _triton_missing() -> str | None:
+def _triton_missing(op: str) -> str | None:
+    if op not in _IN_TRITON:
+        return f"there is no Triton kernel of {op}"
     try:
-        module("region_attention", "triton")
+        module(op, "triton")
     except ImportError as error:
         return f"Triton does not import ({error})"
     return None

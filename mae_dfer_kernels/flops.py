@@ -1,8 +1,8 @@
 """FLOP formulas of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
 Convention, the one torch uses for its own scaled dot-product attention: a multiply-accumulate counts as two,
-the softmax as nothing. A forward is two matmuls (Q Kᵀ and P V), a backward is five: the scores again, then
-dP, dV, dQ and dK. Every backend recomputes the scores in its backward, so the count is what is executed.
+the softmax as nothing. The forward of an attention is two matmuls (Q Kᵀ and P V), its backward five: the scores
+again, then dP, dV, dQ and dK. Every backend recomputes the scores in its backward, so the count is what is executed.
 """
 
 from __future__ import annotations
@@ -32,6 +32,24 @@ def _region_attention_backward_flops(
     grad_out_shape: Any, qkv_shape: Any, num_heads: int, *args: Any, out_shape: Any = None, **kwargs: Any
 ) -> int:
     return 5 * region_attention_matmul_flops(qkv_shape, num_heads)
+
+
+def exchange_matmul_flops(x_shape: Any, keys_shape: Any) -> int:
+    """FLOPs of one of its matmuls: 2·G·M·C·J."""
+    groups, rows, channels = x_shape
+    return int(2 * groups * rows * channels * keys_shape[1])
+
+
+@register_flop_formula(torch.ops.mae_dfer_kernels.exchange_rows)
+def _exchange_flops(x_shape: Any, keys_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * exchange_matmul_flops(x_shape, keys_shape)
+
+
+@register_flop_formula(torch.ops.mae_dfer_kernels.exchange_rows_backward)
+def _exchange_backward_flops(
+    grad_out_shape: Any, x_shape: Any, keys_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return 5 * exchange_matmul_flops(x_shape, keys_shape)
 
 
 @register_flop_formula(

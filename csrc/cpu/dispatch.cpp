@@ -9,7 +9,8 @@ namespace mae_dfer {
 namespace cpu {
 namespace {
 
-#define MAE_DFER_KERNELS(isa) const Kernels isa##_kernels{#isa, &isa::region_attention, &isa::residual_layer_norm}
+#define MAE_DFER_KERNELS(isa) \
+  const Kernels isa##_kernels{#isa, &isa::region_attention, &isa::residual_layer_norm, &isa::exchange}
 MAE_DFER_KERNELS(portable);
 #if defined(MAE_DFER_X86_64)
 MAE_DFER_KERNELS(avx2);

@@ -23,16 +23,26 @@ struct ResidualLayerNormKernels {
   void (*backward)(const ResidualLayerNorm&, int64_t task, void* workspace);
 };
 
+// A task is one chunk of a clip's rows.
+struct ExchangeKernels {
+  size_t (*forward_workspace)(const Exchange&);
+  void (*forward)(const Exchange&, int64_t task, void* workspace);
+  size_t (*backward_workspace)(const Exchange&);
+  void (*backward)(const Exchange&, int64_t task, void* workspace);
+};
+
 struct Kernels {
   const char* name;
   const RegionAttentionKernels* region_attention;
   const ResidualLayerNormKernels* residual_layer_norm;
+  const ExchangeKernels* exchange;
 };
 
 #define MAE_DFER_DECLARE_KERNELS(isa)                              \
   namespace isa {                                                  \
   extern const RegionAttentionKernels region_attention;            \
   extern const ResidualLayerNormKernels residual_layer_norm;       \
+  extern const ExchangeKernels exchange;                           \
   }
 MAE_DFER_DECLARE_KERNELS(portable)
 MAE_DFER_DECLARE_KERNELS(avx2)

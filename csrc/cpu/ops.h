@@ -12,5 +12,8 @@ void region_attention_backward(const RegionAttention& problem);
 void residual_layer_norm_forward(const ResidualLayerNorm& problem);
 void residual_layer_norm_backward(const ResidualLayerNorm& problem);
 
+void exchange_forward(const Exchange& problem);
+void exchange_backward(const Exchange& problem);
+
 }  // namespace cpu
 }  // namespace mae_dfer

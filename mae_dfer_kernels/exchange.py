@@ -1,0 +1,301 @@
+"""The exchange: local tokens attend to the representative tokens of their clip, from LayerNorm to residual.
+
+Letters: B clips, G groups of M local tokens (G / B groups a clip), C channels, H heads, D channels a head, K
+representative tokens a clip, J = H·K pairs of a head and a representative token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_dfer_kernels import backends
+from mae_dfer_kernels.arguments import (
+    check_backend,
+    check_companion,
+    check_eps,
+    check_heads,
+    check_parameter,
+    check_row_scale,
+    check_tensor,
+    compute_dtype,
+)
+from mae_dfer_kernels.reference import exchange as reference
+
+FORMS = ("auto", "absorbed", "plain")
+
+_LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
+_INPUTS = "Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor out_bias, Tensor? row_scale"
+_OPTIONS = "int num_heads, float eps, str backend"
+_LIBRARY.define(f"exchange_rows({_INPUTS}, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(
+    f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _forward(*arguments: Any) -> Tensor:
+    *inputs, backend = arguments
+    result: Tensor = backends.module("exchange", backend).forward(*inputs)
+    return result
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, backend = arguments
+    result: tuple[Tensor, ...] = backends.module("exchange", backend).backward(*inputs)
+    return result
+
+
+def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward_fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in rest[:5])
+
+
+_LIBRARY.impl("exchange_rows", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("exchange_rows_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("mae_dfer_kernels::exchange_rows", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("mae_dfer_kernels::exchange_rows_backward", _backward_fake, lib=_LIBRARY)
+
+_forward_op = torch.ops.mae_dfer_kernels.exchange_rows.default
+_backward_op = torch.ops.mae_dfer_kernels.exchange_rows_backward.default
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # No probabilities and no LayerNorm output are kept: the backward computes them again.
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options = inputs[6:]
+
+
+def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    num_heads, eps, backend = ctx.options
+    arguments = (grad_out, *ctx.saved_tensors, num_heads, eps)
+    # Where someone will differentiate the gradient: the kernels have no second derivative, plain PyTorch has.
+    gradients = reference.backward(*arguments) if torch.is_grad_enabled() else _backward_op(*arguments, backend)
+    return *gradients, None, None, None, None
+
+
+# Compiled graphs and direct calls of the operator differentiate through this registration.
+torch.library.register_autograd(
+    "mae_dfer_kernels::exchange_rows", _gradient, setup_context=_setup_context, lib=_LIBRARY
+)
+
+
+class _ExchangeRows(torch.autograd.Function):
+    """The same gradient for eager calls, at less cost a call than the registration above."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output: Tensor = _forward_op(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradient(ctx, grad_out)
+
+
+def exchange(
+    local: Tensor,
+    context: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    q_bias: Tensor,
+    v_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    num_heads: int,
+    *,
+    row_scale: Tensor | None = None,
+    eps: float = 1e-6,
+    form: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """``local + row_scale · CrossAttention(LayerNorm(local), context)``: what is global comes back to every token.
+
+    MAE-DFER (arXiv 2307.02227), local-global exchange. The absorbed form folds the query projection into the keys
+    and the output projection into the values, once a clip: a head's scores are ``LN(x) W_qᵀ Kᵀ = LN(x) A`` with A of
+    (C, K), and its output ``P (V W_oᵀ)``. Two C × C products of every local token become C × J products, and the
+    step from LayerNorm to residual one pass over memory. Equal to the plain form but for rounding. Two calls give
+    the same bits, whatever the number of threads.
+
+    Args:
+        local: (B, …, M, C), the residual stream of the local tokens: float64, float32, bfloat16 or float16. Rows may
+            have any stride.
+        context: (B, K, C), the representative tokens after their LayerNorm. Its dtype may differ, but float64 goes
+            with float64 alone.
+        norm_weight: (C,), of the LayerNorm of ``local``; each parameter of the dtype of ``local`` or float32.
+        norm_bias: (C,).
+        qkv_weight: (3·C, C), the projections to queries, keys and values, one below the other.
+        q_bias: (C,).
+        v_bias: (C,). Keys have no bias.
+        proj_weight: (C, C), the output projection.
+        proj_bias: (C,).
+        num_heads: H, a divisor of C.
+        row_scale: (B,), the factor of stochastic depth on each clip; no gradient flows to it. None: 1.
+        eps: what the LayerNorm adds to the variance.
+        form: ``absorbed``, ``plain``, or ``auto`` for the one with fewer multiplications.
+        backend: of the absorbed form: ``eager``, ``cpu``, ``triton``, ``cuda``, or ``auto`` for the fastest that can
+            run this call. The plain form is PyTorch's own.
+
+    Returns:
+        The shape and dtype of ``local``, contiguous. Under autocast too; there the plain form's projections run in
+        autocast's dtype, while the absorbed form computes in float32 (float64 for float64) always: its projections
+        are of a clip's few representative tokens, and their rounding would reach every local token.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument's value, shape or device does not fit; the message names it.
+        BackendUnavailable: the backend that was asked for cannot run this call.
+    """
+    _check_tokens(local, context, num_heads)
+    weights = Weights(norm_weight, norm_bias, qkv_weight, q_bias, v_bias, proj_weight, proj_bias)
+    _check_weights(weights, local)
+    eps = check_eps(eps)
+    scale = check_row_scale(row_scale, "local", local, 1)
+    check_backend(backend)
+    if form not in FORMS:
+        raise ValueError(f"form: {form!r} is none of {', '.join(FORMS)}")
+    channels, tokens = local.shape[-1], math.prod(local.shape[1:-1])
+    if form == "auto":
+        form = "absorbed" if absorbing_pays(tokens, context.shape[1], channels, num_heads) else "plain"
+    # A name is checked in either form; only the absorbed one asks for the fastest.
+    if form == "absorbed" or backend != "auto":
+        backend = backends.choose("exchange", backend, local, num_heads * context.shape[1])
+    if form == "plain":
+        return _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
+    wide = compute_dtype(local)
+    weights = weights.to(wide)
+    with _without_autocast(local.device.type):
+        absorbed = absorb(context.to(wide), weights, num_heads)
+    return _exchange_rows(local, *absorbed, weights.proj_bias, scale, num_heads, eps, backend)
+
+
+class Weights(NamedTuple):
+    """The parameters of an exchange, named and shaped as `exchange` takes them."""
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    qkv_weight: Tensor
+    q_bias: Tensor
+    v_bias: Tensor
+    proj_weight: Tensor
+    proj_bias: Tensor
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        return Weights(*(tensor.to(dtype) for tensor in self))
+
+    def split(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The query projection (C, C), that of keys and values (2·C, C), and its bias (2·C,): keys have none."""
+        channels = self.q_bias.shape[0]
+        query, key_value = self.qkv_weight.split((channels, 2 * channels))
+        return query, key_value, torch.cat((torch.zeros_like(self.v_bias), self.v_bias))
+
+
+def absorbing_pays(tokens: int, context: int, channels: int, num_heads: int) -> bool:
+    """Whether the absorbed form of ``tokens`` local and ``context`` representative tokens multiplies less.
+
+    Counted for a clip, without the projections of the context to keys and values, which both forms need.
+    """
+    # Queries, output projection; scores and mixture, each of D products in H heads.
+    plain = 2 * tokens * channels * channels + 2 * tokens * context * channels
+    # Keys and values through the C × C weights; scores and mixture, each of C products in H heads.
+    absorbed = 2 * context * channels * channels + 2 * tokens * num_heads * context * channels
+    return absorbed < plain
+
+
+def absorb(context: Tensor, weights: Weights, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A clip's keys and values with all that is linear around them folded in: what `exchange_rows` attends to.
+
+    With ``u`` the standardised local tokens, their scores are ``u · keysᵀ + key_bias`` and what they read, projected,
+    is ``softmax(scores) · values``: the scale, the LayerNorm's affine part and the query projection are in the keys,
+    the output projection in the values. ``context`` (B, K, C); returns (B, J, C), (B, J), (B, J, C), a head's K rows
+    side by side. Plain PyTorch, differentiable in all that it is given.
+    """
+    query_weight, key_value_weight, key_value_bias = weights.split()
+    projected = F.linear(context, key_value_weight, key_value_bias)
+    keys, values = (part.unflatten(-1, (num_heads, -1)) for part in projected.chunk(2, dim=-1))
+    keys = keys * keys.shape[-1] ** -0.5
+    # keys_h = K_h W_q,h diag(norm_weight), key_bias_h = K_h (W_q,h norm_bias + q_bias_h), values_h = V_h W_o,hᵀ
+    query_offset = F.linear(weights.norm_bias, query_weight, weights.q_bias).view(num_heads, -1)
+    query_weight = (query_weight * weights.norm_weight).unflatten(0, (num_heads, -1))
+    out_weight = weights.proj_weight.unflatten(1, (num_heads, -1))
+    return (
+        torch.einsum("bkhd,hdc->bhkc", keys, query_weight).flatten(1, 2),
+        torch.einsum("bkhd,hd->bhk", keys, query_offset).flatten(1, 2),
+        torch.einsum("bkhd,chd->bhkc", values, out_weight).flatten(1, 2),
+    )
+
+
+def _plain(
+    local: Tensor, context: Tensor, weights: Weights, num_heads: int, row_scale: Tensor | None, eps: float
+) -> Tensor:
+    """The exchange as the paper writes it, PyTorch's own operators in a row."""
+    query_weight, key_value_weight, key_value_bias = weights.split()
+    normed = F.layer_norm(local, local.shape[-1:], weights.norm_weight, weights.norm_bias, eps)
+    query = F.linear(normed.flatten(1, -2), query_weight, weights.q_bias)
+    key, value = F.linear(context, key_value_weight, key_value_bias).chunk(2, dim=-1)
+    heads = (part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (query, key, value))
+    mixed = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    update = F.linear(mixed, weights.proj_weight, weights.proj_bias).view(local.shape)
+    if row_scale is not None:
+        update = update * row_scale.to(update.dtype).view(-1, *(1 for _ in local.shape[1:]))
+    return (local + update.to(local.dtype)).contiguous()
+
+
+def _exchange_rows(
+    local: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    # Reshaping copies where two leading axes cannot be walked with one stride.
+    rows = local.reshape(math.prod(local.shape[:-2]), *local.shape[-2:])
+    tensors = (rows, keys, key_bias, values, out_bias)
+    inputs = (*tensors, row_scale, num_heads, eps, backend)
+    grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    out: Tensor = _forward_op(*inputs) if torch.compiler.is_compiling() or not grad else _ExchangeRows.apply(*inputs)
+    return out.view(local.shape)
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
+    check_tensor("local", local)
+    if local.dim() < 3 or local.shape[-1] == 0:
+        raise ValueError(f"local must have shape (B, …, M, C) with C at least 1, got {tuple(local.shape)}")
+    check_companion("context", context, "local", local)
+    clips, channels = local.shape[0], local.shape[-1]
+    if context.dim() != 3 or context.shape[1] == 0 or context.shape[::2] != (clips, channels):
+        raise ValueError(
+            f"context must have shape (B, K, C) = ({clips}, K, {channels}) with K at least 1, "
+            f"got {tuple(context.shape)}"
+        )
+    check_heads(num_heads)
+    if channels % num_heads != 0:
+        raise ValueError(f"num_heads must divide the {channels} channels of local, got {num_heads}")
+
+
+def _check_weights(weights: Weights, local: Tensor) -> None:
+    channels = local.shape[-1]
+    matrices = {"qkv_weight": ("(3*C, C)", (3 * channels, channels)), "proj_weight": ("(C, C)", (channels, channels))}
+    for name, weight in zip(Weights._fields, weights, strict=True):
+        letters, shape = matrices.get(name, ("(C,)", (channels,)))
+        check_parameter(name, weight, "local", local, letters, shape)

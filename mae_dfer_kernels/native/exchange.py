@@ -1,0 +1,82 @@
+"""The representative-token exchange by the compiled library.
+
+Letters: B clips, G groups of M rows (G / B groups a clip), C channels, K representative tokens a clip, J = H·K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mae_dfer_kernels import native
+from mae_dfer_kernels.native.rows import address, dense, describe, rows_contiguous
+
+
+def unavailable(x: Tensor, pairs: int) -> str | None:
+    """Why the `cpu` backend cannot run this call, or None if it can."""
+    if native.LOAD_ERROR is not None:
+        return native.LOAD_ERROR
+    if x.device.type != "cpu":
+        return f"it takes tensors on the CPU, and x is on {x.device}"
+    return None
+
+
+def forward(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> Tensor:
+    """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
+    x = rows_contiguous(x)
+    out = x.new_empty(x.shape)
+    compute = torch.promote_types(x.dtype, torch.float32)
+    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
+    native.library().exchange_forward(
+        _shape(x, keys, num_heads), describe(x), *map(address, inputs), out.data_ptr(), eps, torch.get_num_threads()
+    )
+    return out
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The `cpu` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
+    x, grad_out = rows_contiguous(x), rows_contiguous(grad_out)
+    pairs, channels = keys.shape[1:]
+    shape = _shape(x, keys, num_heads)
+    compute = torch.promote_types(x.dtype, torch.float32)
+    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
+    grad_x = x.new_empty(x.shape)
+    # Sums of each chunk of a clip's rows, added up in their order: the same bits on any number of threads.
+    chunks, width = native.library().exchange_sums(shape)
+    sums = x.new_empty((keys.shape[0], chunks, 2 * pairs + 1, width), dtype=compute)
+    key_bias_sums = x.new_empty((keys.shape[0], chunks, pairs), dtype=compute)
+    native.library().exchange_backward(
+        shape, describe(grad_out), describe(x), *map(address, inputs), grad_x.data_ptr(),
+        sums.data_ptr(), key_bias_sums.data_ptr(), eps, torch.get_num_threads(),
+    )  # fmt: skip
+    return (
+        grad_x,
+        sums[:, :, :pairs, :channels].sum(dim=1).to(keys.dtype),
+        key_bias_sums.sum(dim=1).to(key_bias.dtype),
+        sums[:, :, pairs : 2 * pairs, :channels].sum(dim=1).to(values.dtype),
+        sums[:, :, 2 * pairs, :channels].sum(dim=(0, 1)).to(out_bias.dtype),
+    )
+
+
+def _shape(x: Tensor, keys: Tensor, num_heads: int) -> tuple[int, int, int, int, int, int]:
+    groups, rows, channels = x.shape
+    return keys.shape[0], groups, rows, channels, num_heads, keys.shape[1] // num_heads

@@ -1,0 +1,96 @@
+"""The representative-token exchange in plain PyTorch.
+
+Letters: B clips, G groups of M rows (G / B groups a clip), C channels, H heads, D channels a head, K representative
+tokens a clip, J = H·K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae_dfer_kernels.reference.standardise import standardise, standardise_backward
+
+
+def exchange_rows(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> Tensor:
+    """``x + row_scale · (softmax_h(u · keysᵀ + key_bias) · values + out_bias)`` with ``u = (x - mean) / deviation``.
+
+    ``x`` (G, M, C); ``keys`` and ``values`` (B, J, C) and ``key_bias`` (B, J), a head's K columns side by side;
+    ``out_bias`` (C,); ``row_scale`` (B,) or None for 1. Every step runs in the dtype of ``keys``, and the sum is in
+    that of ``x``. Differentiable.
+    """
+    rows = _by_clip(x, keys)
+    unit = F.layer_norm(rows.to(keys.dtype), x.shape[-1:], eps=eps)
+    update = _probabilities(unit, keys, key_bias, num_heads) @ values + out_bias
+    if row_scale is not None:
+        update = update * row_scale.to(update.dtype)[:, None, None]
+    return (rows + update.to(x.dtype)).reshape(x.shape)
+
+
+def forward(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> Tensor:
+    """The `eager` backend's forward, contiguous."""
+    with torch.autocast(x.device.type, enabled=False):
+        return exchange_rows(x, keys, key_bias, values, out_bias, row_scale, num_heads, eps).contiguous()
+
+
+def backward(
+    grad_out: Tensor,
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``, contiguous; differentiable."""
+    with torch.autocast(x.device.type, enabled=False):
+        grad_rows = _by_clip(grad_out, keys)
+        unit, inverse = standardise(_by_clip(x, keys).to(keys.dtype), eps)
+        probs = _probabilities(unit, keys, key_bias, num_heads)
+        grad_update = grad_rows.to(keys.dtype)
+        if row_scale is not None:
+            grad_update = grad_update * row_scale.to(grad_update.dtype)[:, None, None]
+        # dS = P ∘ (dP - Σ P∘dP) within each head
+        weighted = probs * (grad_update @ values.transpose(1, 2))
+        delta = weighted.unflatten(-1, (num_heads, -1)).sum(dim=-1, keepdim=True)
+        grad_scores = weighted - (probs.unflatten(-1, (num_heads, -1)) * delta).flatten(2)
+        through = standardise_backward(grad_scores @ keys, unit, inverse)
+        return (
+            (grad_rows + through.to(x.dtype)).reshape(x.shape).contiguous(),
+            grad_scores.transpose(1, 2) @ unit,
+            grad_scores.sum(dim=1),
+            probs.transpose(1, 2) @ grad_update,
+            grad_update.sum(dim=(0, 1)),
+        )
+
+
+def _by_clip(x: Tensor, keys: Tensor) -> Tensor:
+    """(G, M, C) -> (B, G / B · M, C)."""
+    clips = keys.shape[0]
+    return x.reshape(clips, x.shape[0] // max(clips, 1) * x.shape[1], x.shape[2])
+
+
+def _probabilities(unit: Tensor, keys: Tensor, key_bias: Tensor, num_heads: int) -> Tensor:
+    scores = unit @ keys.transpose(1, 2) + key_bias.unsqueeze(1)
+    return scores.unflatten(-1, (num_heads, -1)).softmax(dim=-1).flatten(2)
