@@ -1,4 +1,4 @@
-"""Device functions that the region attention kernels share: dot, row addresses, softmax, dropout.
+"""Device functions that the kernels share: dot, row addresses, softmax, dropout.
 
 Letters: R regions, S tokens of a region, H heads, D channels of a head; BLOCK, CHUNK rows of a tile.
 """
