@@ -41,9 +41,45 @@ def test_other_shapes_fit(tokens, head_dim, dtype, capability, dropout):
 
 
 @pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("channels", [384, 512, 768])
-def test_residual_layer_norm_spills_no_register(channels, capability):
-    _check(compile_report.compile_residual_layer_norm(channels, capability=capability))
+def test_residual_layer_norm_spills_no_register(channels, dtype, capability):
+    resources = compile_report.compile_residual_layer_norm(channels, dtype, capability)
+    assert [kernel.kernel for kernel in resources] == ["forward_rows", "backward_rows"]
+    _check(resources)
+
+
+@pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
+@pytest.mark.parametrize("shape", compile_report.FAST_EXCHANGES, ids=str)
+def test_fast_exchanges_spill_no_register(shape, capability):
+    resources = compile_report.compile_exchange(*shape, capability=capability)
+    assert [kernel.kernel.removeprefix("exchange_") for kernel in resources] == [
+        "forward", "backward_rows", "backward_pairs",
+    ]  # fmt: skip
+    _check(resources)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((512, 8, 8), {"stream_dtype": "fp32"}),
+        ((512, 8, 8), {"scaled": False, "splits": 4}),
+        ((512, 8, 8), {"dtype": "fp32"}),
+        ((512, 8, 48), {}),
+        ((1000, 5, 7), {"dtype": "fp16", "capability": 80}),
+        ((64, 1, 1), {"capability": 100}),
+    ],
+    ids=["autocast", "small-batch", "float32", "many-tokens", "no-powers-of-two", "one-pair"],
+)
+def test_other_exchanges_fit(shape, options):
+    _check(compile_report.compile_exchange(*shape, **options))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_widest_exchange_fits_shared_memory(dtype):
+    """9 heads of 56 tokens take 1024 columns, the most that `MAX_PAIRS` allows; registers may spill."""
+    for kernel in compile_report.compile_exchange(512, 9, 56, dtype, 80):
+        assert kernel.shared <= SHARED_LIMIT, kernel
 
 
 def _check(resources: list[compile_report.Resources]) -> None:

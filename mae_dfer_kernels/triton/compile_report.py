@@ -17,13 +17,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mae_dfer_kernels.triton import launch, residual_layer_norm
+from mae_dfer_kernels.triton import exchange, launch, residual_layer_norm
+from mae_dfer_kernels.triton import exchange_rows as exchange_kernels
 from mae_dfer_kernels.triton import region_attention_loop as loop_kernels
 from mae_dfer_kernels.triton import region_attention_tile as tile_kernels
 from mae_dfer_kernels.triton import residual_layer_norm_rows as norm_kernels
 from mae_dfer_kernels.triton.device import compile_options
 
 FAST_TOKENS = (11, 41, 51, 101)
+# (C, H, K): encoder and decoder of the base model with 8 regions, then its encoder with 16 and with 20.
+FAST_EXCHANGES = ((512, 8, 8), (384, 6, 8), (512, 8, 16), (512, 8, 20))
 CAPABILITIES = (80, 90, 100)
 _NUM_HEADS = 8
 _ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -32,7 +35,9 @@ _TYPES = {
     "p_statistics": "*fp32", "num_regions": "i32", "statistic": "i64", "scale": "fp32",
     "scale_log2": "fp32", "keep_scale": "fp32", "seed": "i64", "threshold": "u32",
     "p_scale": "*fp32", "p_weight": "*fp32", "p_bias": "*fp32", "p_partial": "*fp32",
-    "num_rows": "i32", "rows_per_group": "i32", "eps": "fp32",
+    "num_rows": "i32", "rows_per_group": "i32", "eps": "fp32", "clips": "i32", "clip_rows": "i32",
+    "p_key_bias": "*fp32", "p_out_bias": "*fp32", "p_grad_keys": "*fp32", "p_grad_values": "*fp32",
+    "p_grad_key_bias": "*fp32", "p_grad_out_bias": "*fp32",
 }  # fmt: skip
 
 
@@ -78,6 +83,40 @@ def compile_residual_layer_norm(channels: int = 512, dtype: str = "bf16", capabi
     ]
 
 
+def compile_exchange(
+    channels: int = 512,
+    num_heads: int = 8,
+    tokens: int = 8,
+    dtype: str = "bf16",
+    capability: int = 90,
+    stream_dtype: str | None = None,
+    scaled: bool = True,
+    splits: int = 1,
+) -> list[Resources]:
+    """Compile the exchange with `tokens` representative tokens, forward and backward.
+
+    Args:
+        dtype: of the operands of matrix products.
+        stream_dtype: of the residual stream and its gradients; None: `dtype`.
+        scaled: with stochastic depth.
+        splits: programs among which the rows of a clip are split in the last kernel.
+    """
+    stream = dict.fromkeys(("p_x", "p_out", "p_grad_out", "p_grad_x"), f"*{stream_dtype or dtype}")
+    layout = exchange.layout(channels, num_heads * tokens, num_heads)
+    shape = (layout["HP"] * layout["KP"], _ITEMSIZE[dtype])
+    launches = [
+        (exchange_kernels.exchange_forward, exchange.tile_forward(*shape), {}),
+        (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*shape), {}),
+        (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*shape), {"SPLITS": splits}),
+    ]
+    return [
+        _compile(
+            kernel, dtype, capability, {**layout, **exchange.constants(tile, scaled), **more}, tile.num_warps, stream
+        )
+        for kernel, tile, more in launches
+    ]
+
+
 def _kernels(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Iterator[tuple[Any, dict[str, int], int]]:
     """(kernel, its tile constants, warps), as `region_attention.forward` and `backward` launch them."""
     shape = (tokens, head_dim, itemsize, dropout)
@@ -105,8 +144,18 @@ def _loop_constants(tokens: int, loop: launch.Loop) -> dict[str, int]:
     return {"S": tokens, "ROWS": loop.rows, "COLUMNS": loop.columns}
 
 
-def _compile(kernel: Any, dtype: str, capability: int, constants: dict[str, int | bool], num_warps: int) -> Resources:
-    signature = {name: _parameter_type(name, dtype, constants) for name in kernel.arg_names}
+def _compile(
+    kernel: Any,
+    dtype: str,
+    capability: int,
+    constants: dict[str, int | bool],
+    num_warps: int,
+    types: dict[str, str] | None = None,
+) -> Resources:
+    """`types` are those of parameters that are pointers to something else than `dtype`."""
+    defaults = {name: "i32" if name.startswith("stride_") else f"*{dtype}" for name in kernel.arg_names}
+    given = {**_TYPES, **(types or {}), **dict.fromkeys(constants, "constexpr")}
+    signature = {name: given.get(name, default) for name, default in defaults.items()}
     # What a launch finds out about its arguments: aligned pointers, strides that 16 divides.
     aligned: dict[tuple[int, ...], list[list[Any]]] = {
         (index,): [["tt.divisibility", 16]]
@@ -120,14 +169,6 @@ def _compile(kernel: Any, dtype: str, capability: int, constants: dict[str, int 
     )
     registers, stack = _read_resources(compiled.asm["cubin"])
     return Resources(kernel.__name__, registers, stack, compiled.metadata.shared)
-
-
-def _parameter_type(name: str, dtype: str, constants: dict[str, int | bool]) -> str:
-    if name in constants:
-        return "constexpr"
-    if name in _TYPES:
-        return _TYPES[name]
-    return "i32" if name.startswith("stride_") else f"*{dtype}"
 
 
 def _read_resources(cubin: bytes) -> tuple[int, int]:
@@ -149,20 +190,33 @@ def _read_resources(cubin: bytes) -> tuple[int, int]:
 
 def main() -> None:
     """Print the tables."""
-    print("Region attention, bf16, D = 64, 8 heads\n")
-    print("| S | compute capability | kernel | registers | stack, bytes | shared memory, bytes |")
-    print("|---|---|---|---|---|---|")
-    for tokens in (*FAST_TOKENS, 201):
-        for capability in CAPABILITIES:
-            for kernel, registers, stack, shared in compile_shape(tokens, capability=capability):
-                print(f"| {tokens} | {capability} | {kernel} | {registers} | {stack} | {shared} |")
-    print("\nResidual + LayerNorm, bf16\n")
-    print("| C | compute capability | kernel | registers | stack, bytes | shared memory, bytes |")
-    print("|---|---|---|---|---|---|")
-    for channels in (384, 512, 768):
-        for capability in CAPABILITIES:
-            for kernel, registers, stack, shared in compile_residual_layer_norm(channels, capability=capability):
-                print(f"| {channels} | {capability} | {kernel} | {registers} | {stack} | {shared} |")
+    attention = [
+        (f"{tokens} | {capability}", compile_shape(tokens, capability=capability))
+        for tokens in (*FAST_TOKENS, 201)
+        for capability in CAPABILITIES
+    ]
+    _print_table("Region attention, bf16, D = 64, 8 heads", "S", attention)
+    norms = [
+        (f"{dtype} | {channels} | {capability}", compile_residual_layer_norm(channels, dtype, capability))
+        for dtype in ("bf16", "fp32")
+        for channels in (384, 512, 768)
+        for capability in CAPABILITIES
+    ]
+    _print_table("Residual + LayerNorm", "dtype | C", norms)
+    exchanges = [
+        (" | ".join(map(str, (*shape, capability))), compile_exchange(*shape, capability=capability))
+        for shape in FAST_EXCHANGES
+        for capability in CAPABILITIES
+    ]
+    _print_table("Exchange, bf16", "C | H | K", exchanges)
+
+
+def _print_table(title: str, columns: str, rows: list[tuple[str, list[Resources]]]) -> None:
+    head = f"| {columns} | compute capability | kernel | registers | stack, bytes | shared memory, bytes |"
+    print(f"\n{title}\n\n{head}\n{'|---' * head.count(' | ')}|---|")
+    for shape, resources in rows:
+        for kernel in resources:
+            print(f"| {shape} | {' | '.join(map(str, kernel))} |")
 
 
 if __name__ == "__main__":
