@@ -158,10 +158,15 @@ def drop_path(x: Tensor, rate: float, training: bool, draw_axes: int) -> Tensor:
 
     Those kept are divided by the probability of being kept.
     """
+    factors = drop_path_factors(x, rate, training, draw_axes)
+    return x if factors is None else x * factors.view(factors.shape + (1,) * (x.ndim - draw_axes))
+
+
+def drop_path_factors(x: Tensor, rate: float, training: bool, draw_axes: int) -> Tensor | None:
+    """What :func:`drop_path` multiplies by, of the shape of the first ``draw_axes`` axes; None for 1."""
     if not training or rate == 0.0:
-        return x
-    keep = x.new_empty(x.shape[:draw_axes] + (1,) * (x.ndim - draw_axes)).bernoulli_(1.0 - rate)
-    return x * keep.div_(1.0 - rate)
+        return None
+    return x.new_empty(x.shape[:draw_axes]).bernoulli_(1.0 - rate).div_(1.0 - rate)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_dfer_kernels import exchange
+
 from .config import ModelConfig
 from .layers import (
+    LAYER_NORM_EPS,
     Attention,
     Mlp,
     PatchEmbed,
     drop_path,
+    drop_path_factors,
     drop_path_rates,
     layer_norm,
     patchify,
@@ -83,8 +87,16 @@ class LGIBlock(nn.Module):
 
     def _exchange(self, local: Tensor, representative: Tensor) -> Tensor:
         """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, C)."""
-        queries = self.exchange_norm(local).flatten(1, 2)
-        update = self._exchange_attention()(queries, self.exchange_context_norm(representative))
+        attn, norm = self._exchange_attention(), self.exchange_norm
+        context = self.exchange_context_norm(representative)
+        drops = self.training and (attn.attn_drop_rate or attn.drop_rate)
+        if attn.fused and not drops:
+            factors = drop_path_factors(local, self.drop_path_rate, self.training, draw_axes=1)
+            return exchange(
+                local, context, norm.weight, norm.bias, attn.qkv.weight, attn.q_bias, attn.v_bias, attn.proj.weight,
+                attn.proj.bias, attn.num_heads, row_scale=factors, eps=LAYER_NORM_EPS,
+            )  # fmt: skip
+        update = attn(norm(local).flatten(1, 2), context)
         return local + self._drop_per_clip(update.view(local.shape))
 
     def _exchange_attention(self) -> Attention:
