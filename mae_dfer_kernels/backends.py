@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from types import ModuleType
 from typing import Any
@@ -29,9 +28,8 @@ _MODULES = {
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
 }
 
-# Operators without kernels of that kind are not in these. Looked up here: torch.compile cannot trace the search.
+# Operators without kernels of that kind are not here.
 _CUDA_MODULES = {"region_attention": cuda_region_attention}
-_IN_TRITON = {op for op in _MODULES if importlib.util.find_spec(f"mae_dfer_kernels.triton.{op}") is not None}
 
 
 class BackendUnavailable(RuntimeError):
@@ -41,14 +39,14 @@ class BackendUnavailable(RuntimeError):
 def module(op: str, backend: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` run operator ``op`` on a (resolved) backend."""
     if backend == "triton":
-        # Import statements: torch.compile traces these, but not `importlib`.
-        if op == "exchange":
-            import mae_dfer_kernels.triton.exchange as exchange
+        # An import statement, which torch.compile can trace; `importlib` it cannot.
+        from mae_dfer_kernels.triton import exchange, region_attention, residual_layer_norm
 
-            return exchange
-        from mae_dfer_kernels.triton import region_attention, residual_layer_norm
-
-        return {"region_attention": region_attention, "residual_layer_norm": residual_layer_norm}[op]
+        return {
+            "exchange": exchange,
+            "region_attention": region_attention,
+            "residual_layer_norm": residual_layer_norm,
+        }[op]
     if backend == "cuda":
         return _CUDA_MODULES[op]
     return _MODULES[op][backend]
@@ -62,7 +60,7 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
         return None
     if backend == "cuda" and op not in _CUDA_MODULES:
         return f"there is no CUDA C++ kernel of {op}"
-    missing = _triton_missing(op) if backend == "triton" else None
+    missing = _triton_missing() if backend == "triton" else None
     return missing or module(op, backend).unavailable(*problem)
 
 
@@ -90,7 +88,7 @@ def status() -> list[tuple[str, bool, str]]:
         rows.append(("cpu", True, f"C++ with {native.chosen_instruction_set()}"))
     else:
         rows.append(("cpu", False, native.LOAD_ERROR))
-    triton_reason = _triton_missing("region_attention")
+    triton_reason = _triton_missing()
     if triton_reason is None:
         probe = torch.empty(1, 1, 3 * 64, device="cuda" if torch.cuda.is_available() else "cpu")
         triton_reason = module("region_attention", "triton").unavailable(probe, 1)
@@ -134,11 +132,9 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f"{reason}; taking the slower eager backend", RuntimeWarning, stacklevel=5)
 
 
-def _triton_missing(op: str) -> str | None:
-    if op not in _IN_TRITON:
-        return f"there is no Triton kernel of {op}"
+def _triton_missing() -> str | None:
     try:
-        module(op, "triton")
+        module("region_attention", "triton")
     except ImportError as error:
         return f"Triton does not import ({error})"
     return None

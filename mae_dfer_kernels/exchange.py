@@ -148,8 +148,8 @@ def exchange(
 
     Returns:
         The shape and dtype of ``local``, contiguous. Under autocast too; there the plain form's projections run in
-        autocast's dtype, while the absorbed form computes in float32 (float64 for float64) always: its projections
-        are of a clip's few representative tokens, and their rounding would reach every local token.
+        autocast's dtype, while the absorbed form's are in float32 (float64 for float64) always: they are of a clip's
+        few representative tokens, and their rounding would reach every local token.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.

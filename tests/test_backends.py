@@ -62,10 +62,6 @@ def test_a_backend_that_cannot_run_says_why(backend: str, device: str, reason: s
         region_attention(QKV.to(device), 2, backend=backend)
 
 
-def test_an_operator_without_triton_kernels_is_said_to_have_none() -> None:
-    assert backends.unavailable("no_such_op", "triton", QKV) == "there is no Triton kernel of no_such_op"
-
-
 def test_missing_native_library_is_no_silent_fallback(without_native: None) -> None:
     with pytest.warns(RuntimeWarning, match="not built.*pip install.*eager"):
         first = region_attention(QKV, 2)

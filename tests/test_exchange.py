@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +18,9 @@ from mae_dfer_kernels import exchange, native
 from mae_dfer_kernels.exchange import Weights, absorbing_pays
 from mae_dfer_kernels.reference import exchange as reference
 
-RUNNERS = [f"cpu-{name}" for name in native.instruction_sets()]
+# With TRITON_INTERPRET=1 the Triton kernels run here; `test_triton_by_interpreter` sees to that in a child process.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+RUNNERS = ["triton"] if INTERPRETED else [f"cpu-{name}" for name in native.instruction_sets()]
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EPS = 1e-6
 # (clips, groups a clip, rows, channels, heads, representative tokens): less than a vector and than a step of rows,
@@ -33,7 +38,8 @@ def runner(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that computes in its own kernels, set to one instruction set."""
     backend, _, instruction_set = request.param.partition("-")
     before = native.chosen_instruction_set()
-    native.choose_instruction_set(instruction_set)
+    if instruction_set:
+        native.choose_instruction_set(instruction_set)
     yield backend
     native.choose_instruction_set(before)
 
@@ -215,6 +221,17 @@ def test_absorbing_costs_no_exactness(runner: str, dtype: str) -> None:
     block.double()
     exact = block_results(block, block.plain, tuple(tensor.double() for tensor in inputs))
     assert_no_less_exact(exact, eager, found, DTYPES[dtype])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
+def test_triton_by_interpreter() -> None:
+    """From LayerNorm's parameters to gradients; test_triton_exchange.py looks at the kernels themselves."""
+    pytest.importorskip("triton")
+    child = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "no_exactness", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0 and "2 passed" in child.stdout, child.stdout[-4000:] + child.stderr[-2000:]
 
 
 def test_strides_do_not_matter(runner: str) -> None:
