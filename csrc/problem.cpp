@@ -21,8 +21,9 @@ void RegionAttention::check(bool backward) const {
   require(dropout_p >= 0.0 && dropout_p < 1.0, "dropout_p must be in [0, 1)");
   require(threads >= 1, "threads must be at least 1");
   if (empty()) return;
-  require(qkv != nullptr && result != nullptr, "an address is null");
-  require(!backward || grad_out != nullptr, "the address of grad_out is null");
+  require(qkv != nullptr, "qkv has no memory: its storage was freed");
+  require(!backward || grad_out != nullptr, "grad_out has no memory: its storage was freed");
+  require(result != nullptr, "the result has no memory");
 }
 
 uint32_t RegionAttention::dropout_threshold() const {
@@ -43,12 +44,16 @@ void ResidualLayerNorm::check(bool backward) const {
     require((dtype == DType::float64) == (x.dtype == DType::float64), "float64 goes with float64 alone");
   }
   if (empty()) return;
-  require(weight != nullptr && sum != nullptr, "an address is null");
+  require(weight != nullptr, "weight has no memory: its storage was freed");
+  require(sum != nullptr, "the sum has no memory: its storage was freed");
   if (backward) {
-    require(grad_normed.data != nullptr && grad_x != nullptr && partial_sums != nullptr, "an address is null");
+    require(grad_normed.data != nullptr, "grad_normed has no memory: its storage was freed");
+    require(grad_x != nullptr && partial_sums != nullptr, "a result has no memory");
   } else {
-    require(x.data != nullptr && update.data != nullptr && bias != nullptr && normed != nullptr,
-            "an address is null");
+    require(x.data != nullptr, "x has no memory: its storage was freed");
+    require(update.data != nullptr, "update has no memory: its storage was freed");
+    require(bias != nullptr, "bias has no memory: its storage was freed");
+    require(normed != nullptr, "a result has no memory");
   }
 }
 

@@ -18,8 +18,9 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
+    if tensor.layout != torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
 
 
 def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> None:
@@ -33,13 +34,18 @@ def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> Non
         )
 
 
+def check_shape(name: str, tensor: Tensor, letters: str, shape: Sequence[int]) -> None:
+    """That shape; ``letters`` spells it."""
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name} must have shape {letters} = {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
 def check_parameter(
     name: str, tensor: Any, main_name: str, main: Tensor, letters: str, shape: Sequence[int]
 ) -> None:
     """A parameter of that shape (``letters`` spells it), in the dtype of ``main`` or the one computed in."""
     check_companion(name, tensor, main_name, main)
-    if tensor.shape != tuple(shape):
-        raise ValueError(f"{name} must have shape {letters} = {tuple(shape)}, got {tuple(tensor.shape)}")
+    check_shape(name, tensor, letters, shape)
     wide = compute_dtype(main)
     if tensor.dtype not in (main.dtype, wide):
         raise TypeError(f"{name} must be {main.dtype} (as {main_name}) or {wide}, got {tensor.dtype}")
@@ -57,12 +63,24 @@ def check_heads(num_heads: Any) -> None:
         raise ValueError(f"num_heads must be at least 1, got {num_heads}")
 
 
+def check_number(name: str, value: Any) -> float:
+    """A finite int or float, as float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
 def check_eps(eps: Any) -> float:
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0.0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-    return float(eps)
+    number = check_number("eps", eps)
+    if number < 0.0:
+        raise ValueError(f"eps must be finite and not negative, got {number}")
+    return number
 
 
 def check_backend(backend: Any) -> None:
@@ -75,9 +93,7 @@ def check_row_scale(row_scale: Any, main_name: str, main: Tensor, axes: int) -> 
     vector of the type computed in. None stays None."""
     if row_scale is None:
         return None
-    if not isinstance(row_scale, Tensor) or not row_scale.is_floating_point():
-        kind = row_scale.dtype if isinstance(row_scale, Tensor) else type(row_scale).__name__
-        raise TypeError(f"row_scale must be a floating-point torch.Tensor or None, got {kind}")
+    check_tensor("row_scale", row_scale)
     leading = main.shape[:axes]
     if row_scale.shape != leading[: row_scale.dim()]:
         raise ValueError(
@@ -88,5 +104,5 @@ def check_row_scale(row_scale: Any, main_name: str, main: Tensor, axes: int) -> 
         raise ValueError(f"row_scale must be on the device of {main_name}, {main.device}, got {row_scale.device}")
     if row_scale.requires_grad:
         raise ValueError("row_scale must not require a gradient: none is computed for it")
-    spread = row_scale.view(*row_scale.shape, *(1 for _ in leading[row_scale.dim() :])).expand(leading)
+    spread = row_scale.view((*row_scale.shape, *(1 for _ in leading[row_scale.dim() :]))).expand(leading)
     return spread.reshape(-1).to(compute_dtype(main))

@@ -64,6 +64,21 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
     return missing or module(op, backend).unavailable(*problem)
 
 
+def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs: Any) -> Any:
+    """Call ``forward`` or ``backward`` of operator ``op`` on a (resolved) backend with ``inputs``.
+
+    ``problem`` is what `choose` is given.
+
+    Raises:
+        BackendUnavailable: the backend cannot run the call.
+        ValueError: there is no backend of that name.
+    """
+    reason = unavailable(op, backend, *problem)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
+    return getattr(module(op, backend), direction)(*inputs)
+
+
 def choose(op: str, backend: str, *problem: Any) -> str:
     """Resolve ``backend`` for a call of operator ``op``: ``auto`` to the fastest that can run it, a name to itself.
 

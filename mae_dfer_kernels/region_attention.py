@@ -5,14 +5,20 @@ Letters: R regions, S tokens a region, H heads, D channels a head.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae_dfer_kernels import backends
-from mae_dfer_kernels.arguments import check_backend, check_heads, check_tensor
+from mae_dfer_kernels.arguments import (
+    check_backend,
+    check_companion,
+    check_heads,
+    check_number,
+    check_shape,
+    check_tensor,
+)
 from mae_dfer_kernels.reference import region_attention as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "DEF")
@@ -25,23 +31,34 @@ _LIBRARY.define(
 )
 
 
+# What is registered checks shapes again: whoever calls it directly comes past the public function's checks.
 def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
-    return backends.module("region_attention", backend).forward(qkv, num_heads, scale, dropout_p, seed)
+    _check_qkv(qkv, num_heads)
+    _check_dropout(dropout_p, seed)
+    result: Tensor = backends.run(
+        "region_attention", "forward", backend, (qkv, num_heads), qkv, num_heads, scale, dropout_p, seed
+    )
+    return result
 
 
 def _backward(
     grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str
 ) -> Tensor:
-    return backends.module("region_attention", backend).backward(
-        grad_out, qkv, num_heads, scale, dropout_p, seed
+    _check_grad_out(grad_out, qkv, num_heads)
+    _check_dropout(dropout_p, seed)
+    result: Tensor = backends.run(
+        "region_attention", "backward", backend, (qkv, num_heads), grad_out, qkv, num_heads, scale, dropout_p, seed
     )
+    return result
 
 
-def _forward_fake(qkv: Tensor, *options: Any) -> Tensor:
+def _forward_fake(qkv: Tensor, num_heads: int, *options: Any) -> Tensor:
+    _check_qkv(qkv, num_heads)
     return qkv.new_empty((qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3))
 
 
-def _backward_fake(grad_out: Tensor, qkv: Tensor, *options: Any) -> Tensor:
+def _backward_fake(grad_out: Tensor, qkv: Tensor, num_heads: int, *options: Any) -> Tensor:
+    _check_grad_out(grad_out, qkv, num_heads)
     return qkv.new_empty(qkv.shape)
 
 
@@ -129,7 +146,7 @@ def region_attention(
         BackendUnavailable: the backend that was asked for cannot run this call.
     """
     head_dim = _check_qkv(qkv, num_heads)
-    scale = _check_scale(scale, head_dim)
+    scale = head_dim**-0.5 if scale is None else check_number("scale", scale)
     dropout_p, seed = _check_dropout(dropout_p, seed)
     check_backend(backend)
     resolved = backends.choose("region_attention", backend, qkv, num_heads)
@@ -152,19 +169,16 @@ def _check_qkv(qkv: Tensor, num_heads: int) -> int:
     return width // (3 * num_heads)
 
 
-def _check_scale(scale: float | None, head_dim: int) -> float:
-    if scale is None:
-        return float(head_dim) ** -0.5
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
+def _check_grad_out(grad_out: Tensor, qkv: Tensor, num_heads: int) -> None:
+    head_dim = _check_qkv(qkv, num_heads)
+    check_companion("grad_out", grad_out, "qkv", qkv)
+    check_shape("grad_out", grad_out, "(R, S, H*D)", (*qkv.shape[:2], num_heads * head_dim))
+    if grad_out.dtype != qkv.dtype:
+        raise TypeError(f"grad_out must have the dtype of qkv, {qkv.dtype}, got {grad_out.dtype}")
 
 
 def _check_dropout(dropout_p: float, seed: int | None) -> tuple[float, int]:
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, (int, float)):
-        raise TypeError(f"dropout_p must be a number, got {type(dropout_p).__name__}")
+    dropout_p = check_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt))):
@@ -175,4 +189,4 @@ def _check_dropout(dropout_p: float, seed: int | None) -> tuple[float, int]:
         return 0.0, 0
     if seed is None:
         raise ValueError("seed must be given where dropout_p > 0: it is the key of the dropout mask")
-    return float(dropout_p), seed
+    return dropout_p, seed

@@ -19,6 +19,7 @@ from mae_dfer_kernels.arguments import (
     check_eps,
     check_parameter,
     check_row_scale,
+    check_shape,
     check_tensor,
 )
 from mae_dfer_kernels.reference import residual_layer_norm as reference
@@ -36,16 +37,39 @@ _LIBRARY.define(
 )
 
 
-def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *arguments, backend = rest
-    result: tuple[Tensor, Tensor] = backends.module("residual_layer_norm", backend).forward(x, *arguments)
+# What is registered checks shapes again: whoever calls it directly comes past the public function's checks.
+def _forward(
+    x: Tensor,
+    update: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    _check_forward(x, update, row_scale, weight, bias, out_dtype)
+    result: tuple[Tensor, Tensor] = backends.run(
+        "residual_layer_norm", "forward", backend, (x,), x, update, row_scale, weight, bias, eps, out_dtype
+    )
     return result
 
 
-def _backward(grad_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *arguments, backend = rest
-    module = backends.module("residual_layer_norm", backend)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = module.backward(grad_sum, *arguments)
+def _backward(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    update_dtype: torch.dtype,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_backward(grad_sum, grad_normed, total, row_scale, weight, update_dtype)
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.run(
+        "residual_layer_norm", "backward", backend, (total,),
+        grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype,
+    )  # fmt: skip
     return result
 
 
@@ -59,6 +83,7 @@ def _forward_fake(
     out_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_forward(x, update, row_scale, weight, bias, out_dtype)
     return x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
 
 
@@ -72,6 +97,7 @@ def _backward_fake(
     update_dtype: torch.dtype,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_backward(grad_sum, grad_normed, total, row_scale, weight, update_dtype)
     return (
         total.new_empty(total.shape),
         total.new_empty(total.shape, dtype=update_dtype),
@@ -167,9 +193,11 @@ def residual_layer_norm(
         ValueError: an argument's value, shape or device does not fit; the message names it.
         BackendUnavailable: the backend that was asked for cannot run this call.
     """
-    _check_rows(x, update)
+    _check_x("x", x)
+    _check_rows("update", update, "x", x)
     _check_affine(x, weight, bias)
-    out_dtype = _check_out_dtype(x, out_dtype)
+    out_dtype = x.dtype if out_dtype is None else out_dtype
+    _check_dtype("out_dtype", out_dtype, x)
     eps = check_eps(eps)
     scale = check_row_scale(row_scale, "x", x, x.dim() - 2)
     check_backend(backend)
@@ -187,13 +215,17 @@ def residual_layer_norm(
     return total.view(shape), normed.view(shape)
 
 
-def _check_rows(x: Tensor, update: Tensor) -> None:
-    check_tensor("x", x)
+def _check_x(name: str, x: Tensor) -> None:
+    check_tensor(name, x)
     if x.dim() < 2 or x.shape[-1] == 0:
-        raise ValueError(f"x must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
-    check_companion("update", update, "x", x)
-    if update.shape != x.shape:
-        raise ValueError(f"update must have the shape of x, {tuple(x.shape)}, got {tuple(update.shape)}")
+        raise ValueError(f"{name} must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
+
+
+def _check_rows(name: str, rows: Tensor, x_name: str, x: Tensor) -> None:
+    """``rows`` go with those of ``x``, which is called ``x_name``."""
+    check_companion(name, rows, x_name, x)
+    if rows.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of {x_name}, {tuple(x.shape)}, got {tuple(rows.shape)}")
 
 
 def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
@@ -203,9 +235,42 @@ def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
 
 
-def _check_out_dtype(x: Tensor, out_dtype: torch.dtype | None) -> torch.dtype:
-    if out_dtype is None:
-        return x.dtype
-    if out_dtype not in DTYPES or (out_dtype == torch.float64) != (x.dtype == torch.float64):
-        raise TypeError(f"out_dtype must be float32, bfloat16 or float16 (float64 for float64), got {out_dtype}")
-    return out_dtype
+def _check_dtype(name: str, dtype: torch.dtype, x: Tensor) -> None:
+    right = isinstance(dtype, torch.dtype) and dtype in DTYPES
+    if not right or (dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"{name} must be float32, bfloat16 or float16 (float64 for float64), got {dtype!r}")
+
+
+def _check_groups(name: str, x: Tensor, row_scale: Tensor | None) -> None:
+    """What the registered functions are given: (G, M, C), and a factor for each group."""
+    _check_x(name, x)
+    if x.dim() != 3:
+        raise ValueError(f"{name} must have shape (G, M, C), got {tuple(x.shape)}")
+    if row_scale is not None:
+        check_companion("row_scale", row_scale, name, x)
+        check_shape("row_scale", row_scale, "(G,)", x.shape[:1])
+
+
+def _check_forward(
+    x: Tensor, update: Tensor, row_scale: Tensor | None, weight: Tensor, bias: Tensor, out_dtype: torch.dtype
+) -> None:
+    _check_groups("x", x, row_scale)
+    _check_rows("update", update, "x", x)
+    _check_affine(x, weight, bias)
+    _check_dtype("out_dtype", out_dtype, x)
+
+
+def _check_backward(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    update_dtype: torch.dtype,
+) -> None:
+    _check_groups("total", total, row_scale)
+    _check_rows("grad_normed", grad_normed, "total", total)
+    if grad_sum is not None:
+        _check_rows("grad_sum", grad_sum, "total", total)
+    check_parameter("weight", weight, "total", total, "(C,)", total.shape[-1:])
+    _check_dtype("update_dtype", update_dtype, total)

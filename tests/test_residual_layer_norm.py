@@ -245,7 +245,7 @@ X, AFFINE = torch.zeros(2, 3, 8), torch.ones(8)
         ({"weight": AFFINE.half()}, TypeError, "weight must be torch.float32"),
         ({"bias": None}, TypeError, "bias must be a torch.Tensor"),
         ({"row_scale": torch.ones(3)}, ValueError, "row_scale must have the shape of the first axes"),
-        ({"row_scale": 0.5}, TypeError, "row_scale must be a floating-point"),
+        ({"row_scale": 0.5}, TypeError, "row_scale must be a torch.Tensor"),
         ({"row_scale": torch.ones(2, requires_grad=True)}, ValueError, "row_scale must not require"),
         ({"eps": -1.0}, ValueError, "eps must be finite"),
         ({"eps": "small"}, TypeError, "eps must be a number"),

@@ -66,7 +66,7 @@ def backward(
         outer = grad_normed.to(weight.dtype)
         grad_x = standardise_backward(outer * weight, unit, inverse).to(total.dtype)
         if grad_sum is not None:
-            grad_x = grad_x + grad_sum
+            grad_x = (grad_x + grad_sum).to(total.dtype)
         grad_update = grad_x if row_scale is None else grad_x * row_scale.to(grad_x.dtype)[:, None, None]
         grad_weight, grad_bias = (outer * unit).sum(dim=(0, 1)), outer.sum(dim=(0, 1))
         # An operator may not return one tensor twice.
