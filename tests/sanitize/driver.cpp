@@ -1,0 +1,291 @@
+// Runs every kernel of every instruction set on buffers that end where the tensors do, for the sanitizers to watch.
+//
+//     driver [operator]
+//
+// Each case runs twice and must give the same bits: on one thread with zeroed memory, and on three threads with memory
+// full of ones. So what is read before it was written, or never written at all, is found as well. Then the operator's
+// own entry point runs, with its own threads and workspaces. A new operator is one function and one line of `main`.
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/ops.h"
+
+namespace {
+
+using namespace mae_dfer;
+
+constexpr DType kDTypes[] = {DType::float64, DType::float32, DType::bfloat16, DType::float16};
+
+size_t item_size(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+DType computed_in(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+uint32_t random_word() {
+  static uint64_t state = 88172645463325252u;
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return static_cast<uint32_t>(state >> 16);
+}
+
+// Memory of exactly so many elements. `shift` elements in front of them spoil its alignment.
+class Buffer {
+ public:
+  Buffer(int64_t elements, DType dtype, int shift = 0)
+      : dtype_(dtype), bytes_(static_cast<size_t>(elements) * item_size(dtype)), skipped_(shift * item_size(dtype)),
+        memory_(new char[bytes_ + skipped_]) {}
+
+  void* data() const { return memory_.get() + skipped_; }
+
+  void fill(unsigned char byte) const { std::memset(data(), byte, bytes_); }
+
+  // Numbers in ±(0.5 … 2), built from their bits so that no conversion of ours is trusted.
+  const Buffer& randomise() const {
+    const size_t item = item_size(dtype_);
+    for (size_t at = 0; at < bytes_; at += item) {
+      const uint32_t word = random_word();
+      const uint64_t sign = word & 1u, exponent = word >> 1 & 1u, fraction = word >> 2;
+      uint64_t bits = 0;
+      switch (dtype_) {
+        case DType::float64: bits = sign << 63 | (1022 + exponent) << 52 | fraction << 20; break;
+        case DType::float32: bits = sign << 31 | (126 + exponent) << 23 | (fraction & 0x7fffffu); break;
+        case DType::bfloat16: bits = sign << 15 | (126 + exponent) << 7 | (fraction & 0x7fu); break;
+        case DType::float16: bits = sign << 15 | (14 + exponent) << 10 | (fraction & 0x3ffu); break;
+      }
+      std::memcpy(static_cast<char*>(data()) + at, &bits, item);
+    }
+    return *this;
+  }
+
+  bool operator==(const std::vector<char>& other) const {
+    return other.size() == bytes_ && (bytes_ == 0 || std::memcmp(data(), other.data(), bytes_) == 0);
+  }
+  std::vector<char> copy() const {
+    const char* first = static_cast<const char*>(data());
+    return std::vector<char>(first, first + bytes_);
+  }
+
+ private:
+  DType dtype_;
+  size_t bytes_, skipped_;
+  std::unique_ptr<char[]> memory_;
+};
+
+// How the rows of a tensor lie: side by side, with room between rows and groups, or one row for all.
+enum class Lie { dense, gapped, expanded };
+
+struct StridedBuffer {
+  int64_t group_stride, row_stride;
+  DType dtype;
+  Buffer buffer;
+
+  StridedBuffer(int64_t groups, int64_t rows, int64_t width, DType type, Lie lie, int shift)
+      : group_stride(lie == Lie::dense ? rows * width : lie == Lie::gapped ? rows * (width + 4) + 6 : 0),
+        row_stride(lie == Lie::dense ? width : lie == Lie::gapped ? width + 4 : 0),
+        dtype(type),
+        buffer(groups * rows == 0 ? 0 : (groups - 1) * group_stride + (rows - 1) * row_stride + width, type, shift) {
+    buffer.randomise();
+  }
+  StridedRows rows() const { return {buffer.data(), group_stride, row_stride, dtype}; }
+};
+
+using Task = std::function<void(int64_t, void*)>;
+
+// Tasks in turn on so many threads, each with a workspace of exactly `bytes`.
+void run_tasks(int64_t tasks, int threads, unsigned char fill, size_t bytes, const Task& task) {
+  const auto work = [&](int64_t first) {
+    void* workspace = nullptr;
+    if (posix_memalign(&workspace, 64, bytes) != 0) std::abort();
+    std::memset(workspace, fill, bytes);
+    for (int64_t index = first; index < tasks; index += threads) task(index, workspace);
+    std::free(workspace);
+  };
+  std::vector<std::thread> team;
+  for (int thread = 1; thread < threads; ++thread) team.emplace_back(work, thread);
+  work(0);
+  for (std::thread& thread : team) thread.join();
+}
+
+// What one run of a case is told, and the outputs that all its runs must agree on.
+struct Case {
+  std::string name;
+  std::vector<const Buffer*> outputs;
+};
+
+void check(const Case& a_case, int64_t tasks, size_t bytes, const Task& task, const std::function<void()>& entry) {
+  std::vector<std::vector<char>> first;
+  const auto compare = [&](const char* how) {
+    for (size_t i = 0; i < a_case.outputs.size(); ++i) {
+      if (*a_case.outputs[i] == first[i]) continue;
+      std::fprintf(stderr, "%s: output %zu depends on %s\n", a_case.name.c_str(), i, how);
+      std::exit(1);
+    }
+  };
+  for (const Buffer* output : a_case.outputs) output->fill(0x00);
+  run_tasks(tasks, 1, 0x00, bytes, task);
+  for (const Buffer* output : a_case.outputs) first.push_back(output->copy());
+  for (const Buffer* output : a_case.outputs) output->fill(0xff);
+  run_tasks(tasks, 3, 0xff, bytes, task);
+  compare("threads, or on what memory held before");
+  if (!entry) return;
+  for (const Buffer* output : a_case.outputs) output->fill(0x55);
+  entry();
+  compare("whether the entry point or this driver runs its tasks");
+}
+
+std::string text(const char* op, const char* isa, DType dtype, std::initializer_list<int64_t> sizes) {
+  std::string name = std::string(op) + " [" + isa + "] dtype " + std::to_string(static_cast<int>(dtype)) + " sizes";
+  for (const int64_t size : sizes) name += " " + std::to_string(size);
+  return name;
+}
+
+int region_attention(const Kernels& kernels, bool has_entry) {
+  struct Shape {
+    int64_t regions, tokens, heads, head_dim;
+  };
+  // Around a vector's width, a block of rows (64, 128) and nothing at all; 129 and 201 need a second pass.
+  const Shape shapes[] = {{0, 3, 1, 4},  {2, 0, 1, 4},   {1, 1, 1, 1},   {3, 1, 2, 5},   {2, 2, 1, 3},  {2, 5, 3, 7},
+                          {2, 7, 1, 8},  {3, 11, 2, 16}, {1, 13, 2, 17}, {2, 17, 1, 24}, {1, 41, 2, 9}, {1, 63, 1, 31},
+                          {1, 64, 1, 33}, {1, 65, 2, 4},  {1, 128, 1, 6}, {1, 129, 1, 5}, {1, 201, 1, 16}};
+  int cases = 0;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : kDTypes) {
+      for (const double dropout_p : {0.0, 0.4}) {
+        const Lie lies[] = {Lie::dense, Lie::gapped, Lie::expanded};
+        const Lie lie = lies[cases % 3];
+        const int shift = cases / 3 % 2;
+        const int64_t model = shape.heads * shape.head_dim, rows = shape.regions * shape.tokens;
+        const StridedBuffer qkv(shape.regions, shape.tokens, 3 * model, dtype, lie, 2 * shift);
+        const StridedBuffer grad(shape.regions, shape.tokens, model, dtype, lies[(cases + 1) % 3], shift);
+        const Buffer out(rows * model, dtype, shift), grad_qkv(rows * 3 * model, dtype, shift);
+        RegionAttention problem;
+        problem.qkv = qkv.buffer.data();
+        problem.qkv_region_stride = qkv.group_stride;
+        problem.qkv_token_stride = qkv.row_stride;
+        problem.grad_out = grad.buffer.data();
+        problem.grad_out_region_stride = grad.group_stride;
+        problem.grad_out_token_stride = grad.row_stride;
+        problem.result = out.data();
+        problem.dtype = dtype;
+        problem.regions = shape.regions;
+        problem.tokens = shape.tokens;
+        problem.heads = shape.heads;
+        problem.head_dim = shape.head_dim;
+        problem.scale = 0.3;
+        problem.dropout_p = dropout_p;
+        problem.seed = 0x123456789abcdefu;
+        problem.threads = 3;
+        const std::string name = text("region_attention", kernels.name, dtype,
+                                      {shape.regions, shape.tokens, shape.heads, shape.head_dim});
+        const RegionAttentionKernels& kernel = *kernels.region_attention;
+        const int64_t tasks = problem.empty() ? 0 : shape.regions * shape.heads;
+        problem.check(false);
+        check({name + " forward", {&out}}, tasks, kernel.forward_workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::region_attention_forward(problem); }) : nullptr);
+        problem.result = grad_qkv.data();
+        problem.check(true);
+        check({name + " backward", {&grad_qkv}}, tasks, kernel.backward_workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::region_attention_backward(problem); }) : nullptr);
+        cases += 2;
+      }
+    }
+  }
+  return cases;
+}
+
+int residual_layer_norm(const Kernels& kernels, bool has_entry) {
+  struct Shape {
+    int64_t groups, rows, channels;
+  };
+  // More than 16 rows make several chunks.
+  const Shape shapes[] = {{0, 3, 4}, {2, 0, 4},  {1, 1, 1},  {3, 1, 2},  {2, 5, 3},  {1, 7, 4},   {3, 6, 5},
+                          {2, 9, 7}, {5, 7, 8},  {1, 33, 9}, {2, 3, 15}, {1, 4, 16}, {3, 17, 17}, {2, 2, 31},
+                          {1, 3, 33}, {2, 2, 64}, {1, 2, 257}};
+  int cases = 0;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : kDTypes) {
+      for (const DType other : kDTypes) {
+        if (computed_in(dtype) != computed_in(other)) continue;
+        const Lie lies[] = {Lie::dense, Lie::gapped, Lie::expanded};
+        const int shift = cases / 3 % 2;
+        const int64_t elements = shape.groups * shape.rows * shape.channels;
+        const auto strided = [&](DType type, int turn) {
+          return StridedBuffer(shape.groups, shape.rows, shape.channels, type, lies[(cases + turn) % 3], shift);
+        };
+        const DType compute = computed_in(dtype);
+        const StridedBuffer x = strided(dtype, 0), update = strided(other, 1);
+        const StridedBuffer grad_sum = strided(dtype, 1), grad_normed = strided(other, 2);
+        const Buffer row_scale(shape.groups, compute), weight(shape.channels, compute, shift);
+        const Buffer bias(shape.channels, compute, 1 - shift);
+        const Buffer sum(elements, dtype, shift), normed(elements, other, shift);
+        row_scale.randomise(), weight.randomise(), bias.randomise();
+        ResidualLayerNorm problem;
+        problem.groups = shape.groups;
+        problem.rows = shape.rows;
+        problem.channels = shape.channels;
+        problem.eps = 1e-6;
+        problem.threads = 3;
+        problem.x = x.rows();
+        problem.update = update.rows();
+        problem.row_scale = cases % 4 == 0 ? nullptr : row_scale.data();
+        problem.weight = weight.data();
+        problem.bias = bias.data();
+        problem.sum = sum.data();
+        problem.normed = normed.data();
+        problem.normed_dtype = other;
+        problem.grad_sum = grad_sum.rows();
+        if (cases % 8 == 0) problem.grad_sum.data = nullptr;
+        problem.grad_normed = grad_normed.rows();
+        const std::string name = text("residual_layer_norm", kernels.name, dtype,
+                                      {shape.groups, shape.rows, shape.channels, static_cast<int64_t>(other)});
+        const ResidualLayerNormKernels& kernel = *kernels.residual_layer_norm;
+        const int64_t tasks = problem.empty() ? 0 : problem.chunks();
+        problem.check(false);
+        check({name + " forward", {&sum, &normed}}, tasks, kernel.workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::residual_layer_norm_forward(problem); }) : nullptr);
+        const Buffer grad_x(elements, dtype, shift), grad_update(elements, other, shift);
+        const Buffer partial_sums(tasks * 2 * shape.channels, compute, shift);
+        sum.randomise();
+        problem.grad_x = grad_x.data();
+        problem.grad_update = grad_update.data();
+        problem.partial_sums = partial_sums.data();
+        problem.check(true);
+        check({name + " backward", {&grad_x, &grad_update, &partial_sums}}, tasks, kernel.workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::residual_layer_norm_backward(problem); }) : nullptr);
+        cases += 2;
+      }
+    }
+  }
+  return cases;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const std::string wanted = count > 1 ? arguments[1] : "";
+  // The dispatcher is compiled for the portable kernels alone, so its entry points run those.
+#define USE(isa) {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm},
+  const Kernels sets[] = {EACH_INSTRUCTION_SET(USE)};
+#undef USE
+  for (const Kernels& set : sets) {
+    const bool has_entry = std::string(set.name) == "portable";
+    const auto run = [&](const char* name, int (*op)(const Kernels&, bool)) {
+      if (!wanted.empty() && wanted != name) return;
+      std::printf("%s [%s]: %d cases\n", name, set.name, op(set, has_entry));
+    };
+    run("region_attention", region_attention);
+    run("residual_layer_norm", residual_layer_norm);
+  }
+  return 0;
+}
