@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mae_dfer_kernels import native
+from mae_dfer_kernels import native, profiling
 from mae_dfer_kernels.cuda import device as cuda_device
 from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
 from mae_dfer_kernels.native import exchange as native_exchange
@@ -67,7 +67,7 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
 def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs: Any) -> Any:
     """Call ``forward`` or ``backward`` of operator ``op`` on a (resolved) backend with ``inputs``.
 
-    ``problem`` is what `choose` is given.
+    ``problem`` is what `choose` is given. In a named range where `profiling` is asked for ranges.
 
     Raises:
         BackendUnavailable: the backend cannot run the call.
@@ -76,7 +76,10 @@ def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs
     reason = unavailable(op, backend, *problem)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
-    return getattr(module(op, backend), direction)(*inputs)
+    function = getattr(module(op, backend), direction)
+    if profiling.enabled:
+        return profiling.run(f"{op} {direction} [{backend}]", function, *inputs)
+    return function(*inputs)
 
 
 def choose(op: str, backend: str, *problem: Any) -> str:

@@ -1,0 +1,111 @@
+"""Named ranges around operator calls: seen by profilers where asked for, absent otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mae_dfer_kernels import profiling, region_attention, residual_layer_norm
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def attention(backend: str) -> None:
+    qkv = torch.randn(2, 3, 24, requires_grad=True)
+    region_attention(qkv, 2, backend=backend).sum().backward()
+
+
+def norm(backend: str) -> None:
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    residual_layer_norm(x, x.detach(), torch.ones(8), torch.zeros(8), backend=backend)[1].sum().backward()
+
+
+CALLS: dict[str, Callable[[str], None]] = {"region_attention": attention, "residual_layer_norm": norm}
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A stand-in for NVTX, as a CUDA build has it: the ranges pushed, each of them popped."""
+    names: list[str] = []
+    open_ranges: list[str] = []
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", lambda name: (names.append(name), open_ranges.append(name)))
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", open_ranges.pop)
+    yield names
+    assert open_ranges == []
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("op", CALLS)
+def test_profilers_see_operator_direction_and_backend(op: str, backend: str, pushed: list[str]) -> None:
+    with profiling.nvtx_ranges(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+        CALLS[op](backend)
+    ranges = [f"{op} forward [{backend}]", f"{op} backward [{backend}]"]
+    assert pushed[1:] == ranges  # the first one asked whether there is NVTX
+    seen = [event.name for event in profiler.events() if event.name.startswith(f"{op} ")]
+    assert seen == ranges
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_without_ranges_torchs_profiler_still_names_the_operators(op: str, pushed: list[str]) -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        CALLS[op]("cpu")
+    names = {event.name for event in profiler.events()}
+    assert {f"mae_dfer_kernels::{op}", f"mae_dfer_kernels::{op}_backward"} <= names
+    assert not any(name.startswith(f"{op} ") for name in names) and not pushed
+
+
+def test_a_failing_call_closes_its_range(pushed: list[str]) -> None:
+    def fail() -> None:
+        raise ValueError("no")
+
+    with profiling.nvtx_ranges(), pytest.raises(ValueError, match="no"):
+        profiling.run("failing", fail)
+    assert pushed[-1] == "failing"
+
+
+def test_ranges_end_with_the_context(pushed: list[str]) -> None:
+    with profiling.nvtx_ranges():
+        with profiling.nvtx_ranges(False):
+            assert not profiling.enabled
+        assert profiling.enabled
+    assert not profiling.enabled
+
+
+def test_a_build_without_nvtx_is_said_and_harms_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("NVTX functions not installed.")
+
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", fail)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", fail)
+    with pytest.warns(RuntimeWarning, match=r"no NVTX ranges.*not installed.*torch's own profiler") as caught:
+        with profiling.nvtx_ranges(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+            attention("cpu")
+    assert caught[0].filename == __file__
+    assert "region_attention forward [cpu]" in {event.name for event in profiler.events()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is said where no ranges are asked for
+        attention("cpu")
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", "True"), ("0", "False")])
+def test_environment_variable_turns_ranges_on(value: str, expected: str) -> None:
+    code = "from mae_dfer_kernels import profiling; print(profiling.enabled)"
+    environment = {**os.environ, profiling.NVTX_VARIABLE: value}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True,
+                           timeout=120, check=False)  # fmt: skip
+    assert child.stdout.strip() == expected, child.stderr
+
+
+def test_a_wrong_environment_variable_is_named() -> None:
+    environment = {**os.environ, profiling.NVTX_VARIABLE: "yes"}
+    child = subprocess.run([sys.executable, "-c", "import mae_dfer_kernels"], env=environment, cwd=ROOT,
+                           capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert child.returncode != 0 and f"{profiling.NVTX_VARIABLE}: 'yes' is neither 0 nor 1" in child.stderr
