@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from mae_dfer_kernels import backends, native
+from mae_dfer_kernels import backends, native, profiling
 
 
 def main() -> int:
@@ -15,7 +15,9 @@ def main() -> int:
         print(f"{name:<9}{'yes' if available else 'no':<9}{text}")
     if native.LOAD_ERROR is None:
         compiled, chosen = ", ".join(native.instruction_sets()), native.chosen_instruction_set()
-        print(f"\ninstruction sets  {compiled}; in use: {chosen}")
+        print(f"\ninstruction sets  {compiled}; in use: {chosen} ({native.ISA_VARIABLE} chooses another)")
+    state = "on" if profiling.enabled else "off"
+    print(f"profiler ranges   {state} ({profiling.NVTX_VARIABLE}=1 turns them on)")
     print(f"threads           {torch.get_num_threads()}")
     print(f"torch             {torch.__version__}")
     return 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mae_dfer_kernels
-from mae_dfer_kernels import BackendUnavailable, __main__, backends, native, region_attention
+from mae_dfer_kernels import BackendUnavailable, __main__, backends, native, profiling, region_attention
 
 ROOT = Path(__file__).resolve().parent.parent
 QKV = torch.randn(2, 3, 3 * 2 * 16)
@@ -75,10 +75,12 @@ def test_missing_native_library_is_no_silent_fallback(without_native: None) -> N
 def test_table_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main() == 0
     printed = capsys.readouterr().out
-    for name in backends.NAMES:
-        assert f"\n{name} " in printed
-    assert native.chosen_instruction_set() in printed and backends.cuda_device.note() in printed
-    assert torch.__version__ in printed
+    for name, _, text in backends.status():
+        assert f"\n{name} " in printed and text in printed
+    assert {name for name, _, _ in backends.status()} == set(backends.NAMES)
+    assert f"in use: {native.chosen_instruction_set()}" in printed and torch.__version__ in printed
+    for variable in (native.ISA_VARIABLE, profiling.NVTX_VARIABLE):
+        assert variable in printed, "the table names what changes it"
 
 
 def test_table_says_how_to_build(without_native: None, capsys: pytest.CaptureFixture[str]) -> None:
