@@ -3,6 +3,9 @@
 Convention, the one torch uses for its own scaled dot-product attention: a multiply-accumulate counts as two,
 the softmax as nothing. The forward of an attention is two matmuls (Q Kᵀ and P V), its backward five: the scores
 again, then dP, dV, dQ and dK. Every backend recomputes the scores in its backward, so the count is what is executed.
+
+Importing this also gives torch's counter the formula of the attention that torch itself runs on CPUs, which it lacks:
+a model that calls `scaled_dot_product_attention` would seem to do less there than on a GPU.
 """
 
 from __future__ import annotations
@@ -10,7 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import (
+    flop_registry,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 
 def region_attention_matmul_flops(qkv_shape: Any, num_heads: int) -> int:
@@ -58,3 +66,25 @@ def _exchange_backward_flops(
 def _residual_layer_norm_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Nothing, as for torch's own LayerNorm and additions: there is no matmul in it."""
     return 0
+
+
+def _torch_cpu_attention_flops(
+    query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return int(sdpa_flop_count(query_shape, key_shape, value_shape))
+
+
+def _torch_cpu_attention_backward_flops(
+    grad_out_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *args: Any, out_shape: Any = None,
+    **kwargs: Any,
+) -> int:  # fmt: skip
+    return int(sdpa_backward_flop_count(grad_out_shape, query_shape, key_shape, value_shape))
+
+
+for _name, _formula in (
+    ("_scaled_dot_product_flash_attention_for_cpu", _torch_cpu_attention_flops),
+    ("_scaled_dot_product_flash_attention_for_cpu_backward", _torch_cpu_attention_backward_flops),
+):
+    _op = getattr(torch.ops.aten, _name, None)
+    if _op is not None and _op not in flop_registry:
+        register_flop_formula(_op)(_formula)
