@@ -22,6 +22,7 @@ from mae_dfer_kernels.arguments import (
     check_heads,
     check_parameter,
     check_row_scale,
+    check_shape,
     check_tensor,
     compute_dtype,
 )
@@ -39,23 +40,30 @@ _LIBRARY.define(
 )
 
 
+# What is registered checks shapes: whoever calls it directly comes past the public function's checks.
 def _forward(*arguments: Any) -> Tensor:
     *inputs, backend = arguments
-    result: Tensor = backends.module("exchange", backend).forward(*inputs)
+    pairs = _check_rows(*inputs)
+    result: Tensor = backends.run("exchange", "forward", backend, (inputs[0], pairs), *inputs)
     return result
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, ...]:
+def _backward(grad_out: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, backend = arguments
-    result: tuple[Tensor, ...] = backends.module("exchange", backend).backward(*inputs)
+    pairs = _check_gradient(grad_out, *inputs)
+    result: tuple[Tensor, ...] = backends.run(
+        "exchange", "backward", backend, (inputs[0], pairs), grad_out, *inputs
+    )
     return result
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
+    _check_rows(x, *rest[:-1])
     return x.new_empty(x.shape)
 
 
 def _backward_fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    _check_gradient(grad_out, *rest[:-1])
     return tuple(tensor.new_empty(tensor.shape) for tensor in rest[:5])
 
 
@@ -285,7 +293,7 @@ def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
     clips, channels = local.shape[0], local.shape[-1]
     if context.dim() != 3 or context.shape[1] == 0 or context.shape[::2] != (clips, channels):
         raise ValueError(
-            f"context must have shape (B, K, C) = ({clips}, K, {channels}) with K at least 1, "
+            f"context must have shape (B, K, C) = ({clips}, K, {channels}) with K at least 1 for this local, "
             f"got {tuple(context.shape)}"
         )
     check_heads(num_heads)
@@ -299,3 +307,49 @@ def _check_weights(weights: Weights, local: Tensor) -> None:
     for name, weight in zip(Weights._fields, weights, strict=True):
         letters, shape = matrices.get(name, ("(C,)", (channels,)))
         check_parameter(name, weight, "local", local, letters, shape)
+
+
+def _check_rows(
+    x: Tensor,
+    keys: Tensor,
+    key_bias: Tensor,
+    values: Tensor,
+    out_bias: Tensor,
+    row_scale: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> int:
+    """What the registered functions are given; returns J."""
+    check_tensor("x", x)
+    if x.dim() != 3 or x.shape[2] == 0:
+        raise ValueError(f"x must have shape (G, M, C) with C at least 1, got {tuple(x.shape)}")
+    check_tensor("keys", keys)
+    if keys.dim() != 3 or keys.shape[1] == 0 or keys.shape[2] != x.shape[2]:
+        raise ValueError(f"keys must have shape (B, J, C) = (B, J, {x.shape[2]}) with J at least 1, "
+                         f"got {tuple(keys.shape)}")  # fmt: skip
+    clips, pairs, channels = keys.shape
+    if x.shape[0] % clips != 0 if clips else x.shape[0] != 0:
+        raise ValueError(f"keys are of {clips} clips, which do not divide the {x.shape[0]} groups of x")
+    check_heads(num_heads)
+    if pairs % num_heads != 0:
+        raise ValueError(f"num_heads must divide the {pairs} rows of keys, got {num_heads}")
+    vectors = [("keys", keys, "(B, J, C)", keys.shape), ("key_bias", key_bias, "(B, J)", (clips, pairs)),
+               ("values", values, "(B, J, C)", keys.shape), ("out_bias", out_bias, "(C,)", (channels,))]  # fmt: skip
+    for name, tensor, letters, shape in vectors:
+        check_companion(name, tensor, "x", x)
+        check_shape(name, tensor, letters, shape)
+        if tensor.dtype != compute_dtype(x):
+            raise TypeError(f"{name} must be {compute_dtype(x)} for this x, got {tensor.dtype}")
+    if row_scale is not None:
+        check_companion("row_scale", row_scale, "x", x)
+        check_shape("row_scale", row_scale, "(B,)", (clips,))
+    return pairs
+
+
+def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> int:
+    pairs = _check_rows(x, *rest)
+    check_companion("grad_out", grad_out, "x", x)
+    check_shape("grad_out", grad_out, "(G, M, C)", x.shape)
+    if grad_out.dtype != x.dtype:
+        raise TypeError(f"grad_out must have the dtype of x, {x.dtype}, got {grad_out.dtype}")
+    return pairs

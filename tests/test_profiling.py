@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mae_dfer_kernels import profiling, region_attention, residual_layer_norm
+from mae_dfer_kernels import exchange, profiling, region_attention, residual_layer_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +28,13 @@ def norm(backend: str) -> None:
     residual_layer_norm(x, x.detach(), torch.ones(8), torch.zeros(8), backend=backend)[1].sum().backward()
 
 
-CALLS: dict[str, Callable[[str], None]] = {"region_attention": attention, "residual_layer_norm": norm}
+def cross(backend: str) -> None:
+    tokens, vector, matrix = torch.randn(1, 3, 8, requires_grad=True), torch.ones(8), torch.randn(24, 8)
+    weights = (vector, vector, matrix, vector, vector, matrix[:8], vector)
+    exchange(tokens, tokens.detach(), *weights, 2, form="absorbed", backend=backend).sum().backward()
+
+
+CALLS: dict[str, Callable[[str], None]] = {"region_attention": attention, "residual_layer_norm": norm, "exchange": cross}
 
 
 @pytest.fixture
@@ -58,7 +64,8 @@ def test_without_ranges_torchs_profiler_still_names_the_operators(op: str, pushe
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         CALLS[op]("cpu")
     names = {event.name for event in profiler.events()}
-    assert {f"mae_dfer_kernels::{op}", f"mae_dfer_kernels::{op}_backward"} <= names
+    registered = {"exchange": "exchange_rows"}.get(op, op)
+    assert {f"mae_dfer_kernels::{registered}", f"mae_dfer_kernels::{registered}_backward"} <= names
     assert not any(name.startswith(f"{op} ") for name in names) and not pushed
 
 

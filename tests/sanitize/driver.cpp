@@ -64,12 +64,13 @@ class Buffer {
     return *this;
   }
 
-  bool operator==(const std::vector<char>& other) const {
-    return other.size() == bytes_ && (bytes_ == 0 || std::memcmp(data(), other.data(), bytes_) == 0);
-  }
-  std::vector<char> copy() const {
+  // The bytes, but for the elements beyond the first `used` of every `width`.
+  std::vector<char> copy(int64_t width, int64_t used) const {
     const char* first = static_cast<const char*>(data());
-    return std::vector<char>(first, first + bytes_);
+    std::vector<char> bytes(first, first + bytes_);
+    const size_t row = width * item_size(dtype_), kept = used * item_size(dtype_);
+    for (size_t at = 0; at + row <= bytes_ && kept < row; at += row) std::memset(&bytes[at + kept], 0, row - kept);
+    return bytes;
   }
 
  private:
@@ -113,29 +114,33 @@ void run_tasks(int64_t tasks, int threads, unsigned char fill, size_t bytes, con
   for (std::thread& thread : team) thread.join();
 }
 
-// What one run of a case is told, and the outputs that all its runs must agree on.
-struct Case {
-  std::string name;
-  std::vector<const Buffer*> outputs;
+// What all runs of a case must agree on: a buffer, or of each of its rows of `width` the first `used` elements.
+struct Output {
+  const Buffer* buffer;
+  int64_t width = 1, used = 1;
 };
 
-void check(const Case& a_case, int64_t tasks, size_t bytes, const Task& task, const std::function<void()>& entry) {
+void check(const std::string& name, const std::vector<Output>& outputs, int64_t tasks, size_t bytes, const Task& task,
+           const std::function<void()>& entry) {
   std::vector<std::vector<char>> first;
+  const auto fill = [&](unsigned char byte) {
+    for (const Output& output : outputs) output.buffer->fill(byte);
+  };
   const auto compare = [&](const char* how) {
-    for (size_t i = 0; i < a_case.outputs.size(); ++i) {
-      if (*a_case.outputs[i] == first[i]) continue;
-      std::fprintf(stderr, "%s: output %zu depends on %s\n", a_case.name.c_str(), i, how);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (outputs[i].buffer->copy(outputs[i].width, outputs[i].used) == first[i]) continue;
+      std::fprintf(stderr, "%s: output %zu depends on %s\n", name.c_str(), i, how);
       std::exit(1);
     }
   };
-  for (const Buffer* output : a_case.outputs) output->fill(0x00);
+  fill(0x00);
   run_tasks(tasks, 1, 0x00, bytes, task);
-  for (const Buffer* output : a_case.outputs) first.push_back(output->copy());
-  for (const Buffer* output : a_case.outputs) output->fill(0xff);
+  for (const Output& output : outputs) first.push_back(output.buffer->copy(output.width, output.used));
+  fill(0xff);
   run_tasks(tasks, 3, 0xff, bytes, task);
   compare("threads, or on what memory held before");
   if (!entry) return;
-  for (const Buffer* output : a_case.outputs) output->fill(0x55);
+  fill(0x55);
   entry();
   compare("whether the entry point or this driver runs its tasks");
 }
@@ -187,12 +192,12 @@ int region_attention(const Kernels& kernels, bool has_entry) {
         const RegionAttentionKernels& kernel = *kernels.region_attention;
         const int64_t tasks = problem.empty() ? 0 : shape.regions * shape.heads;
         problem.check(false);
-        check({name + " forward", {&out}}, tasks, kernel.forward_workspace(problem),
+        check(name + " forward", {{&out}}, tasks, kernel.forward_workspace(problem),
               [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::region_attention_forward(problem); }) : nullptr);
         problem.result = grad_qkv.data();
         problem.check(true);
-        check({name + " backward", {&grad_qkv}}, tasks, kernel.backward_workspace(problem),
+        check(name + " backward", {{&grad_qkv}}, tasks, kernel.backward_workspace(problem),
               [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::region_attention_backward(problem); }) : nullptr);
         cases += 2;
@@ -250,7 +255,7 @@ int residual_layer_norm(const Kernels& kernels, bool has_entry) {
         const ResidualLayerNormKernels& kernel = *kernels.residual_layer_norm;
         const int64_t tasks = problem.empty() ? 0 : problem.chunks();
         problem.check(false);
-        check({name + " forward", {&sum, &normed}}, tasks, kernel.workspace(problem),
+        check(name + " forward", {{&sum}, {&normed}}, tasks, kernel.workspace(problem),
               [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::residual_layer_norm_forward(problem); }) : nullptr);
         const Buffer grad_x(elements, dtype, shift), grad_update(elements, other, shift);
@@ -260,9 +265,77 @@ int residual_layer_norm(const Kernels& kernels, bool has_entry) {
         problem.grad_update = grad_update.data();
         problem.partial_sums = partial_sums.data();
         problem.check(true);
-        check({name + " backward", {&grad_x, &grad_update, &partial_sums}}, tasks, kernel.workspace(problem),
+        check(name + " backward", {{&grad_x}, {&grad_update}, {&partial_sums}}, tasks, kernel.workspace(problem),
               [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::residual_layer_norm_backward(problem); }) : nullptr);
+        cases += 2;
+      }
+    }
+  }
+  return cases;
+}
+
+int exchange(const Kernels& kernels, bool has_entry) {
+  struct Shape {
+    int64_t clips, groups, rows, channels, heads, context;
+  };
+  // 48 rows are a step, 1800 make chunks of two; one head, one representative token, nothing at all.
+  const Shape shapes[] = {{0, 0, 3, 4, 1, 2},  {2, 4, 0, 4, 1, 2},   {1, 1, 1, 1, 1, 1},   {2, 2, 1, 2, 1, 3},
+                          {2, 4, 5, 3, 3, 1},  {1, 3, 7, 4, 2, 2},   {3, 3, 9, 5, 1, 5},   {2, 6, 3, 7, 1, 8},
+                          {1, 2, 13, 8, 2, 3}, {2, 2, 17, 9, 3, 4},  {1, 4, 12, 16, 4, 2}, {1, 7, 7, 17, 1, 4},
+                          {1, 5, 20, 31, 1, 2}, {2, 4, 33, 33, 3, 3}, {1, 2, 48, 64, 8, 1}, {1, 1, 97, 12, 2, 8},
+                          {1, 3, 600, 6, 2, 2}};
+  int cases = 0;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : kDTypes) {
+      for (const DType other : kDTypes) {
+        if (computed_in(dtype) != computed_in(other)) continue;
+        const Lie lies[] = {Lie::dense, Lie::gapped, Lie::expanded};
+        const int shift = cases / 3 % 2;
+        const DType compute = computed_in(dtype);
+        const int64_t pairs = shape.heads * shape.context, elements = shape.groups * shape.rows * shape.channels;
+        const StridedBuffer x(shape.groups, shape.rows, shape.channels, dtype, lies[cases % 3], shift);
+        const StridedBuffer grad(shape.groups, shape.rows, shape.channels, other, lies[(cases + 1) % 3], shift);
+        const Buffer keys(shape.clips * pairs * shape.channels, compute, shift);
+        const Buffer values(shape.clips * pairs * shape.channels, compute, 1 - shift);
+        const Buffer key_bias(shape.clips * pairs, compute, shift), out_bias(shape.channels, compute, shift);
+        const Buffer row_scale(shape.clips, compute), out(elements, dtype, shift), grad_x(elements, dtype, shift);
+        keys.randomise(), values.randomise(), key_bias.randomise(), out_bias.randomise(), row_scale.randomise();
+        Exchange problem;
+        problem.clips = shape.clips;
+        problem.groups = shape.groups;
+        problem.rows = shape.rows;
+        problem.channels = shape.channels;
+        problem.heads = shape.heads;
+        problem.context = shape.context;
+        problem.eps = 1e-6;
+        problem.threads = 3;
+        problem.x = x.rows();
+        problem.keys = keys.data();
+        problem.key_bias = key_bias.data();
+        problem.values = values.data();
+        problem.out_bias = out_bias.data();
+        problem.row_scale = cases % 4 == 0 ? nullptr : row_scale.data();
+        problem.out = out.data();
+        problem.grad_out = grad.rows();
+        problem.grad_x = grad_x.data();
+        const int64_t tasks = shape.clips * problem.chunks(), width = problem.sums_width();
+        const Buffer sums(tasks * (2 * pairs + 1) * width, compute), key_bias_sums(tasks * pairs, compute, shift);
+        problem.sums = sums.data();
+        problem.key_bias_sums = key_bias_sums.data();
+        const std::string name = text("exchange", kernels.name, dtype,
+                                      {shape.clips, shape.groups, shape.rows, shape.channels, shape.heads,
+                                       shape.context, static_cast<int64_t>(other)});
+        const ExchangeKernels& kernel = *kernels.exchange;
+        problem.check(false);
+        check(name + " forward", {{&out}}, tasks, kernel.forward_workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::exchange_forward(problem); }) : nullptr);
+        problem.check(true);
+        check(name + " backward", {{&grad_x}, {&sums, width, shape.channels}, {&key_bias_sums}}, tasks,
+              kernel.backward_workspace(problem),
+              [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::exchange_backward(problem); }) : nullptr);
         cases += 2;
       }
     }
@@ -275,7 +348,8 @@ int residual_layer_norm(const Kernels& kernels, bool has_entry) {
 int main(int count, char** arguments) {
   const std::string wanted = count > 1 ? arguments[1] : "";
   // The dispatcher is compiled for the portable kernels alone, so its entry points run those.
-#define USE(isa) {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm},
+#define USE(isa) \
+  {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm, &mae_dfer::isa::exchange},
   const Kernels sets[] = {EACH_INSTRUCTION_SET(USE)};
 #undef USE
   for (const Kernels& set : sets) {
@@ -286,6 +360,7 @@ int main(int count, char** arguments) {
     };
     run("region_attention", region_attention);
     run("residual_layer_norm", residual_layer_norm);
+    run("exchange", exchange);
   }
   return 0;
 }
