@@ -30,7 +30,8 @@ def scores(axes: Axes, left: float, top: float, tokens: int, first_warp: int, sc
         if scale > 0.03:
             axes.text(left + tokens * scale / 2, y + rows * scale / 2, f"warp {first_warp + band}", ha="center",
                       va="center", fontsize=8, color="white")
-    axes.add_patch(Rectangle((left, top - padded * scale), padded * scale, padded * scale, fill=False, edgecolor="black"))
+    corner, side = (left, top - padded * scale), padded * scale
+    axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black"))
 
 
 def memory(axes: Axes, left: float, top: float, columns: list[tuple[str, list[tuple[str, str]]]]) -> None:

@@ -6,6 +6,7 @@ The kernel bodies are those that nvcc compiles; only the primitives under them a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from cuda_on_host import COMPILER, CSRC, compile_sources, link, load, mutated, sources
 
-from mae_dfer_kernels import region_attention
+from mae_dfer_kernels import region_attention, residual_layer_norm
 from mae_dfer_kernels.cuda import device
 from mae_dfer_kernels.reference import region_attention as reference
+from mae_dfer_kernels.reference import residual_layer_norm as norm_reference
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler (c++, g++ or clang++)")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -37,6 +39,18 @@ def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> None:
     """From here on backend `cuda` takes tensors on the CPU and runs them by ``module``."""
     monkeypatch.setattr(device, "library", lambda: module)
     monkeypatch.setattr(device, "takes", lambda place: place.type == "cpu")
+
+
+def complain(found: list[torch.Tensor], exact: list[torch.Tensor], plain: list[torch.Tensor]) -> list[str]:
+    """Of what is less exact than twice plain PyTorch in the same dtype."""
+    complaints = []
+    for number, (ours, right, eager) in enumerate(zip(found, exact, plain, strict=True)):
+        error = (ours.double() - right).square().mean().sqrt()
+        allowed = 2 * (eager.double() - right).square().mean().sqrt()
+        allowed += torch.finfo(ours.dtype).eps / 8 * right.square().mean().sqrt() if right.any() else 1e-9
+        if not error <= allowed:
+            complaints.append(f"result {number}: error {error:.3g}, allowed {allowed:.3g}")
+    return complaints
 
 
 class Case:
@@ -63,14 +77,7 @@ class Case:
         return [out.detach(), torch.autograd.grad(out, qkv, self.grad)[0]]
 
     def complaints(self) -> list[str]:
-        """Of what is less exact than twice plain PyTorch in the same dtype."""
-        found = []
-        for name, ours, exact, plain in zip(("out", "grad"), self.run(), self.exact, self.plain, strict=True):
-            error = (ours.double() - exact).square().mean().sqrt()
-            allowed = 2 * (plain - exact).square().mean().sqrt() + 1e-9
-            if not error <= allowed:
-                found.append(f"{name}: error {error:.3g}, allowed {allowed:.3g}")
-        return found
+        return complain(self.run(), self.exact, self.plain)
 
 
 CASES = {
@@ -137,6 +144,61 @@ def test_less_shared_memory_takes_the_loop(monkeypatch: pytest.MonkeyPatch, host
         host.limit_shared_memory(227 * 1024)
 
 
+class NormCase:
+    """Residual + LayerNorm likewise: sum, normed and the gradients of x, update, weight and bias."""
+
+    def __init__(self, dtypes: tuple[str, str, str], shape: tuple[int, int, int], scaled: bool = True) -> None:
+        generator = torch.Generator().manual_seed(shape[2])
+
+        def draw(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            return torch.randn(size, generator=generator).to(dtype)
+
+        x_dtype, update_dtype, self.out_dtype = (DTYPES[name] for name in dtypes)
+        self.tensors = (draw(shape, x_dtype) + 2, draw(shape, update_dtype), draw(shape[2:], torch.float32) + 1,
+                        draw(shape[2:], torch.float32))  # fmt: skip
+        self.grads = draw(shape, x_dtype), draw(shape, self.out_dtype)
+        self.scale = torch.tensor([0.0, 1.25, 0.5])[: shape[0]] if scaled else None
+        self.exact, self.plain = self._reference(True), self._reference(False)
+
+    def _results(self, call: Callable[..., tuple[torch.Tensor, torch.Tensor]], exact: bool) -> list[torch.Tensor]:
+        leaves = [tensor.to(torch.float64 if exact else tensor.dtype).requires_grad_() for tensor in self.tensors]
+        outputs = call(*leaves)
+        grads = [grad.to(output) for grad, output in zip(self.grads, outputs, strict=True)]
+        return [tensor.detach() for tensor in (*outputs, *torch.autograd.grad(outputs, leaves, grads))]
+
+    def _reference(self, exact: bool) -> list[torch.Tensor]:
+        scale = self.scale.double() if exact and self.scale is not None else self.scale
+        out_dtype = torch.float64 if exact else self.out_dtype
+        return self._results(
+            lambda x, update, weight, bias: norm_reference.residual_layer_norm(
+                x, update, scale, weight, bias, 1e-6, out_dtype
+            ),
+            exact,
+        )
+
+    def run(self) -> list[torch.Tensor]:
+        return self._results(
+            lambda x, update, weight, bias: residual_layer_norm(
+                x, update, weight, bias, row_scale=self.scale, out_dtype=self.out_dtype, backend="cuda"
+            ),
+            False,
+        )
+
+
+@pytest.mark.parametrize("channels", [8, 200, 512, 768, 1024, 1040])
+@pytest.mark.parametrize("dtypes", [("fp32", "bf16", "bf16"), ("bf16", "bf16", "bf16"), ("fp16", "fp32", "fp32")],
+                         ids="-".join)  # fmt: skip
+def test_residual_layer_norm(
+    monkeypatch: pytest.MonkeyPatch, host: ModuleType, channels: int, dtypes: tuple[str, str, str]
+) -> None:
+    use(monkeypatch, host)
+    case = NormCase(dtypes, (3, 5, channels), scaled=channels != 512)
+    found = case.run()
+    assert not complain(found, case.exact, case.plain)
+    host.seed(1)
+    assert all(torch.equal(a, b) for a, b in zip(found, case.run(), strict=True))
+
+
 SWAPS = {
     "left-fragment": ("cuda/fragments.cuh", "load_matrices(a, piece(row + lane % 16, 2 * step + lane / 16));",
                       "load_matrices(a, piece(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));", 0),
@@ -155,7 +217,7 @@ SWAPS = {
 def removals() -> dict[str, tuple[str, str, str, int]]:
     """Every barrier and every wait of the kernels, each taken out."""
     found = {}
-    for path in sorted(CSRC.glob("cuda/*_attention_*.cuh")):
+    for path in (*sorted(CSRC.glob("cuda/*_attention_*.cuh")), CSRC / "cuda/residual_layer_norm.cu"):
         text = path.read_text()
         for statement in sorted(set(re.findall(r"\b(?:sync_block|sync_warp|copy_wait<\d>)\(\);", text))):
             for number in range(text.count(statement)):
@@ -171,16 +233,19 @@ MUTATIONS = SWAPS | removals()
 def test_a_change_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, objects: Path, tmp_path: Path, name: str
 ) -> None:
-    fp32 = name.startswith("fp32")
-    module = mutated(objects, tmp_path, MUTATIONS[name], f"cuda/region_attention_{'f32' if fp32 else 'bf16'}.cu")
+    fp32, norm = name.startswith("fp32"), name.startswith("residual")
+    source = "residual_layer_norm" if norm else "region_attention_f32" if fp32 else "region_attention_bf16"
+    module = mutated(objects, tmp_path, MUTATIONS[name], f"cuda/{source}.cu")
     use(monkeypatch, module)
     kinds = [("bf16", 1, 101, 1, 64), ("bf16", 3, 41, 1, 64), ("bf16", 1, 70, 1, 16)]
-    cases = [Case(*kind) for kind in ([("fp32", 1, 41, 1, 32)] if fp32 else kinds)]
+    cases: list[Case | NormCase] = [Case(*kind) for kind in ([("fp32", 1, 41, 1, 32)] if fp32 else kinds)]
+    if norm:
+        cases = [NormCase(("fp32", "bf16", "bf16"), (3, 9, 64))]
     for seed in range(20):
         module.seed(seed)
         for case in cases:
             try:
-                if case.complaints():
+                if complain(case.run(), case.exact, case.plain):
                     return
             except RuntimeError as error:  # the host machine's: threads that wait for ever, copies never awaited
                 assert "thread" in str(error)

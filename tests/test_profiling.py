@@ -34,7 +34,11 @@ def cross(backend: str) -> None:
     exchange(tokens, tokens.detach(), *weights, 2, form="absorbed", backend=backend).sum().backward()
 
 
-CALLS: dict[str, Callable[[str], None]] = {"region_attention": attention, "residual_layer_norm": norm, "exchange": cross}
+CALLS: dict[str, Callable[[str], None]] = {
+    "region_attention": attention,
+    "residual_layer_norm": norm,
+    "exchange": cross,
+}
 
 
 @pytest.fixture

@@ -47,11 +47,59 @@ void backward(const Packed& grad_out, const Packed& qkv, uintptr_t grad_qkv, uin
   region_attention_backward(problem, reinterpret_cast<float*>(statistics), reinterpret_cast<void*>(stream));
 }
 
+// (address, group stride, row stride, dtype)
+using Rows = std::tuple<uintptr_t, int64_t, int64_t, int>;
+
+StridedRows rows(const Rows& given) {
+  return {reinterpret_cast<const void*>(std::get<0>(given)), std::get<1>(given), std::get<2>(given),
+          static_cast<DType>(std::get<3>(given))};
+}
+
+void layer_norm_forward(const Rows& x, const Rows& update, uintptr_t row_scale, uintptr_t weight, uintptr_t bias,
+                        uintptr_t sum, uintptr_t normed, int normed_dtype,
+                        const std::tuple<int64_t, int64_t, int64_t>& shape, double eps, uintptr_t stream) {
+  ResidualLayerNorm problem;
+  std::tie(problem.groups, problem.rows, problem.channels) = shape;
+  problem.eps = eps;
+  problem.x = rows(x);
+  problem.update = rows(update);
+  problem.row_scale = reinterpret_cast<const void*>(row_scale);
+  problem.weight = reinterpret_cast<const void*>(weight);
+  problem.bias = reinterpret_cast<const void*>(bias);
+  problem.sum = reinterpret_cast<void*>(sum);
+  problem.normed = reinterpret_cast<void*>(normed);
+  problem.normed_dtype = static_cast<DType>(normed_dtype);
+  problem.grad_sum.dtype = problem.grad_normed.dtype = problem.x.dtype;
+  residual_layer_norm_forward(problem, reinterpret_cast<void*>(stream));
+}
+
+void layer_norm_backward(const Rows& grad_sum, const Rows& grad_normed, const Rows& sum, uintptr_t row_scale,
+                         uintptr_t weight, uintptr_t grad_x, uintptr_t grad_update, int update_dtype,
+                         uintptr_t partial_sums, int64_t blocks, const std::tuple<int64_t, int64_t, int64_t>& shape,
+                         double eps, uintptr_t stream) {
+  ResidualLayerNorm problem;
+  std::tie(problem.groups, problem.rows, problem.channels) = shape;
+  problem.eps = eps;
+  problem.sum = reinterpret_cast<void*>(std::get<0>(sum));
+  problem.x.dtype = problem.normed_dtype = static_cast<DType>(std::get<3>(sum));
+  problem.update.dtype = static_cast<DType>(update_dtype);
+  problem.row_scale = reinterpret_cast<const void*>(row_scale);
+  problem.weight = reinterpret_cast<const void*>(weight);
+  problem.grad_sum = rows(grad_sum);
+  problem.grad_normed = rows(grad_normed);
+  problem.grad_x = reinterpret_cast<void*>(grad_x);
+  problem.grad_update = reinterpret_cast<void*>(grad_update);
+  problem.partial_sums = reinterpret_cast<void*>(partial_sums);
+  residual_layer_norm_backward(problem, blocks, reinterpret_cast<void*>(stream));
+}
+
 }  // namespace
 
 void bind(py::module_& module) {
   module.def("cuda_region_attention_forward", &forward, py::call_guard<py::gil_scoped_release>());
   module.def("cuda_region_attention_backward", &backward, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_residual_layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_residual_layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace cuda

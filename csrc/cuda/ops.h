@@ -11,5 +11,9 @@ void region_attention_forward(const RegionAttention& problem, void* stream);
 // `statistics`: room for 3 · regions · heads · tokens floats.
 void region_attention_backward(const RegionAttention& problem, float* statistics, void* stream);
 
+void residual_layer_norm_forward(const ResidualLayerNorm& problem, void* stream);
+// `partial_sums` has a row of (2, channels) for each of as many blocks as are asked for.
+void residual_layer_norm_backward(const ResidualLayerNorm& problem, int64_t blocks, void* stream);
+
 }  // namespace cuda
 }  // namespace mae_dfer

@@ -1,0 +1,89 @@
+"""Residual + LayerNorm by the CUDA kernels.
+
+Letters: G groups, M rows a group, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mae_dfer_kernels import native
+from mae_dfer_kernels.cuda import device
+from mae_dfer_kernels.native.rows import address, dense, describe
+
+MAX_CHANNELS = 2048
+# Channels that a thread holds side by side.
+_VECTOR = 8
+# Rows that a block of the backward works on at once, and the most blocks: a few for every multiprocessor.
+_ROWS, _BLOCKS = 4, 512
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable(x: Tensor) -> str | None:
+    """Why the `cuda` backend cannot run on ``x`` (…, M, C), or None if it can."""
+    reason = device.unavailable(x.device)
+    if reason is not None:
+        return reason
+    if x.dtype not in _DTYPES:
+        return f"x is {x.dtype}; cast it to float32, bfloat16 or float16, or take backend 'eager'"
+    if x.shape[-1] % _VECTOR or x.shape[-1] > MAX_CHANNELS:
+        return f"C = {x.shape[-1]} channels; a multiple of {_VECTOR}, at most {MAX_CHANNELS}, is needed"
+    if x.numel() // x.shape[-1] >= 2**31:
+        return "x has 2**31 rows or more; split the batch"
+    return None
+
+
+def forward(
+    x: Tensor,
+    update: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The `cuda` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous."""
+    x, update = device.aligned_rows(x), device.aligned_rows(update)
+    total, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
+    scale, weight, bias = (_vector(tensor) for tensor in (row_scale, weight, bias))
+    with device.on_device(x.device):
+        device.library().cuda_residual_layer_norm_forward(
+            describe(x), describe(update), address(scale), address(weight), address(bias), total.data_ptr(),
+            normed.data_ptr(), native.DTYPE_CODES[out_dtype], tuple(x.shape), eps, device.stream(x.device),
+        )  # fmt: skip
+    return total, normed
+
+
+def backward(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    update_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The `cuda` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
+    grad_normed, total = device.aligned_rows(grad_normed), device.aligned_rows(total.contiguous())
+    grad_sum = None if grad_sum is None else device.aligned_rows(grad_sum)
+    grad_x, grad_update = torch.empty_like(total), torch.empty_like(total, dtype=update_dtype)
+    blocks = min(max(-(-total.shape[0] * total.shape[1] // _ROWS), 1), _BLOCKS)
+    # One row of sums a block, added up in their order.
+    partial_sums = total.new_zeros((blocks, 2, total.shape[2]), dtype=torch.float32)
+    scale, wide_weight = _vector(row_scale), _vector(weight)
+    with device.on_device(total.device):
+        device.library().cuda_residual_layer_norm_backward(
+            (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else describe(grad_sum),
+            describe(grad_normed), describe(total), address(scale), address(wide_weight), grad_x.data_ptr(),
+            grad_update.data_ptr(), native.DTYPE_CODES[update_dtype], partial_sums.data_ptr(), blocks,
+            tuple(total.shape), eps, device.stream(total.device),
+        )  # fmt: skip
+    grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
+    return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()
+
+
+def _vector(tensor: Tensor | None) -> Tensor | None:
+    """fp32, contiguous and aligned."""
+    wide = dense(tensor, torch.float32)
+    return None if wide is None else device.aligned_rows(wide)
