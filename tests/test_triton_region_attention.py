@@ -95,18 +95,20 @@ def run_reference(qkv, grad_out, num_heads, scale, dropout_p=0.0, seed=0):
     return out.detach(), torch.autograd.grad(out, qkv, grad_out)[0]
 
 
-def assert_within_twice_eager(qkv, grad_out, num_heads, scale, dropout_p=0.0, seed=0, magnitude=1.0):
-    """Error against float64 at most twice eager's in the same dtype, plus a quarter of an ulp of `magnitude`."""
+def assert_within_twice_eager(qkv, grad_out, num_heads, scale, dropout_p=0.0, seed=0):
+    """Error against float64 at most twice eager's in the same dtype, plus an eighth of an ulp.
+
+    Root mean squares: the largest of a few roundings is luck.
+    """
     options = (num_heads, scale, dropout_p, seed)
-    rounding = magnitude * torch.finfo(qkv.dtype).eps / 4
     results = run_triton(qkv, grad_out, *options)
     eager = run_reference(qkv, grad_out, *options)
     exact = run_reference(qkv.double(), grad_out.double(), *options)
     for name, got, same_dtype, truth in zip(("out", "dqkv"), results, eager, exact, strict=True):
         assert got.dtype == qkv.dtype and got.is_contiguous() and got.shape == truth.shape
-        error = (got.double() - truth).abs().max().item()
-        bound = 2 * (same_dtype.double() - truth).abs().max().item() + rounding
-        assert error <= bound, f"{name}: error {error:.2e}, bound {bound:.2e}"
+        error, allowed = ((tensor.double() - truth).square().mean().sqrt() for tensor in (got, same_dtype))
+        floor = torch.finfo(qkv.dtype).eps / 8 * truth.square().mean().sqrt()
+        assert error <= 2 * allowed + floor, f"{name}: error {error:.2e}, eager's {allowed:.2e}"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the child process")
@@ -145,8 +147,7 @@ def test_large_logits(case):
     qkv, grad_out = make_inputs(case._replace(dtype=FP32))
     out, grad = run_triton(qkv * 30, grad_out, case.num_heads, 1.0)
     assert out.isfinite().all() and grad.isfinite().all()
-    # The values reach 100, and where a row attends to one key eager's output is that value, unrounded.
-    assert_within_twice_eager(qkv * 30, grad_out, case.num_heads, 1.0, magnitude=100.0)
+    assert_within_twice_eager(qkv * 30, grad_out, case.num_heads, 1.0)
 
 
 @runs_kernels
