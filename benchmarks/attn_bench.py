@@ -1,11 +1,13 @@
-"""Region attention: every variant that runs on this machine, checked first, then timed alternately.
+"""Attention of LGI-Former against its opponents: every variant checked first, then timed in turns.
 
-    python benchmarks/attn_bench.py [--device cpu] [--dtype float32] [--quick] [--json FILE]
+    python benchmarks/attn_bench.py [--level op|encoder] [--device cpu] [--dtype float32] [--quick] [--json FILE]
 
-Variants: ``eager`` (explicit softmax), ``sdpa`` (torch's scaled_dot_product_attention on the unpacked projection,
-with the copies it takes to read and write the packed layout), ``fused-<backend>`` (ours). All start from the packed
-projection and end in what the output projection reads, so that what is timed is what a model pays.
-Times are medians over rounds in which every variant runs once; the spread is the interquartile range.
+Levels: ``op``, the steps of a block one by one (attention inside regions of 11, 41 and 101 tokens, the exchange,
+residual + LayerNorm); ``encoder``, whole classifiers. Variants: ``eager`` (plain PyTorch), ``sdpa`` (torch's
+scaled_dot_product_attention), ``compile-…`` (either through torch.compile), ``fused-<backend>`` (ours), ``vit-…``
+(joint attention over all tokens of the same clips: what LGI-Former is there to replace).
+
+Times are medians, their spread the interquartile range; ``bench/measure.py`` says how time and memory are taken.
 """
 
 from __future__ import annotations
@@ -13,34 +15,46 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from bench.encoders import encoder_cases
+from bench.facts import environment
+from bench.measure import Times, check, count_macs, measure, peak_bytes
+from bench.ops import REGIONS, op_cases
+from bench.variants import Case, LeftOut, Variant
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from mae_dfer.cli import Parser, command
-from mae_dfer.errors import UserError
-from mae_dfer.files import write_atomically
+from mae_dfer.files import check_writable, write_atomically
+from mae_dfer.training.hardware import choose_device, has_fast_bf16
 from mae_dfer.training.progress import console
-from mae_dfer_kernels import backends, region_attention
-from mae_dfer_kernels.reference import region_attention as reference
 
-HEADS, HEAD_DIM, REGIONS = 8, 64, 16  # the base model, two clips
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Op = Callable[[Tensor], Tensor]
+LEVELS, DTYPES, COMPILE = ("op", "encoder"), ("float32", "bfloat16"), ("none", "few", "all")
+FIELDS = {
+    "macs": "multiply-accumulates of a forward pass by torch's FLOP counter; of the eager code for compile variants",
+    "forward_ms": "median of a forward pass without gradients, of one batch",
+    "backward_ms": "median of a forward pass with gradients and the backward pass together: forward + backward",
+    "forward_iqr_ms": "interquartile range of the same over the rounds",
+    "backward_iqr_ms": "interquartile range of the same over the rounds",
+    "peak_bytes": "memory that a forward and backward add at their peak: results, what is kept, temporaries, gradients",
+    "rounds": "rounds in which every variant of the case ran once",
+}
 
 
 @dataclass
 class Row:
-    """One variant at one shape; times in milliseconds, ``macs`` of the forward pass."""
+    """One variant at one shape; see FIELDS."""
 
     level: str
+    op: str
     variant: str
     shape: list[int]
     dtype: str
@@ -49,118 +63,242 @@ class Row:
     forward_iqr_ms: float
     backward_ms: float
     backward_iqr_ms: float
+    peak_bytes: int
+    rounds: int
 
 
-def sdpa(qkv: Tensor) -> Tensor:
-    regions, tokens, _ = qkv.shape
-    q, k, v = qkv.view(regions, tokens, 3, HEADS, HEAD_DIM).permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(regions, tokens, HEADS * HEAD_DIM)
+class Effort(NamedTuple):
+    """How long a case is measured: ``rounds``, or fewer where ``seconds`` are over, but ``least``."""
+
+    rounds: int
+    least: int
+    seconds: float
 
 
-def variants(qkv: Tensor) -> dict[str, Op]:
-    """What can run this call, by name."""
-    found: dict[str, Op] = {"eager": lambda x: reference.region_attention(x, HEADS, HEAD_DIM**-0.5), "sdpa": sdpa}
-    for name in backends.NAMES[1:]:
-        if backends.unavailable("region_attention", name, qkv, HEADS) is None:
-            found[f"fused-{name}"] = lambda x, name=name: region_attention(x, HEADS, backend=name)
-    return found
+EFFORTS = {
+    ("op", "cpu"): Effort(40, 5, 3.0), ("encoder", "cpu"): Effort(10, 3, 20.0),
+    ("op", "cuda"): Effort(40, 10, 3.0), ("encoder", "cuda"): Effort(20, 5, 8.0),
+}  # fmt: skip
+QUICK = {"op": Effort(3, 2, 1.0), "encoder": Effort(1, 1, 0.0)}
 
 
-def check(ops: dict[str, Op], qkv: Tensor) -> None:
-    """Every variant within twice the error that eager makes in this dtype, against float64."""
-    exact = reference.region_attention(qkv.double(), HEADS, HEAD_DIM**-0.5)
-    allowed = 2 * (ops["eager"](qkv).double() - exact).abs().max() + 1e-6
-    for name, op in ops.items():
-        error = (op(qkv).double() - exact).abs().max()
-        if error > allowed:
-            raise UserError(f"{name} is wrong at {tuple(qkv.shape)}: error {error:.2e}, allowed {allowed:.2e}")
+@dataclass
+class Plan:
+    """What is to be measured."""
+
+    device: torch.device
+    levels: list[str]
+    dtypes: list[str]
+    compile_which: str
+    quick: bool
+    left_out: list[LeftOut]
+
+    def length(self) -> int:
+        """Number of cases."""
+        steps = {"op": len(REGIONS) + 2, "encoder": 1}
+        return sum(steps[level] for level in self.levels) * len(self.dtypes)
+
+    def cases(self) -> Iterator[Case]:
+        if "op" in self.levels:
+            for index, dtype in enumerate(self.dtypes):
+                which = "none" if self.compile_which == "few" and index else self.compile_which
+                yield from op_cases(self.device, dtype, self._clips("op"), which)
+        if "encoder" in self.levels:
+            yield from encoder_cases(self.device, self.dtypes, self._clips("encoder"), self.compile_which)
+
+    def effort(self, level: str) -> Effort:
+        return QUICK[level] if self.quick else EFFORTS[level, self.device.type]
+
+    def _clips(self, level: str) -> int:
+        if self.device.type == "cpu":
+            return 2 if level == "op" else 1
+        large = torch.cuda.get_device_properties(self.device).total_memory > 30e9
+        return 32 if large else 8
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) * 1e3
+class Show:
+    """Progress on stderr: a bar in a terminal, a line a case elsewhere. It draws between timings alone."""
+
+    def __init__(self, total: int) -> None:
+        self._errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._errors, auto_refresh=False, transient=True)
+        self._task = self._bar.add_task("", total=total)
+        self._total, self._case, self._title = total, 0, ""
+
+    def __enter__(self) -> Show:
+        if self._errors.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def case(self, title: str) -> None:
+        self._case, self._title = self._case + 1, f"[{self._case + 1}/{self._total}] {title}"
+        if not self._errors.is_terminal:
+            self._errors.print(self._title)
+
+    def step(self, text: str, share: float) -> None:
+        if self._errors.is_terminal:
+            self._bar.update(self._task, description=f"{self._title}: {text}", completed=self._case - 1 + share)
+            self._bar.refresh()
 
 
-def measure(ops: dict[str, Op], qkv: Tensor, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
-    """Forward, and forward + backward, times of each variant; variants take turns."""
-    leaf = qkv.clone().requires_grad_()
-    grad = torch.randn_like(ops["eager"](qkv))
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ops}
+def run_case(case: Case, device: torch.device, effort: Effort, show: Show) -> list[Row]:
+    """Checks every variant, then measures all of them.
 
-    def both(op: Op) -> None:
-        leaf.grad = None
-        op(leaf).backward(grad)
+    Raises:
+        UserError: one of ours is wrong.
+    """
+    if any(variant.counted for variant in case.variants):
+        torch._dynamo.reset()  # cases share code, and torch.compile gives up on code that it compiled eight times
+    show.step("checking", 0.0)
+    check(case, device)
+    counts = [(count_macs(variant), peak_bytes(variant, device)) for variant in case.variants]
+    done = 0
 
-    for turn in range(rounds + 2):
-        for name, op in ops.items():
-            with torch.no_grad():
-                forward = timed(lambda op=op: op(qkv), qkv.device)  # type: ignore[misc]
-            backward = timed(lambda op=op: both(op), qkv.device)  # type: ignore[misc]
-            if turn >= 2:  # the first turns warm up
-                times[name][0].append(forward)
-                times[name][1].append(backward)
-    return times
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        show.step(f"round {done}", 0.3 + 0.7 * done / effort.rounds)
 
-
-def macs(op: Op, qkv: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        op(qkv)
-    return counter.get_total_flops() // 2
-
-
-def bench(device: torch.device, dtype_name: str, tokens: int, rounds: int) -> list[Row]:
-    torch.manual_seed(0)
-    qkv = torch.randn(REGIONS, tokens, 3 * HEADS * HEAD_DIM, device=device, dtype=DTYPES[dtype_name])
-    ops = variants(qkv)
-    check(ops, qkv)
-    rows = []
-    for name, (forward, backward) in measure(ops, qkv, rounds).items():
-        low, middle, high = np.percentile(forward, (25, 50, 75))
-        low_b, middle_b, high_b = np.percentile(backward, (25, 50, 75))
-        rows.append(Row("op", name, [REGIONS, tokens, HEADS, HEAD_DIM], dtype_name, macs(ops[name], qkv),
-                        float(middle), float(high - low), float(middle_b), float(high_b - low_b)))
-    return rows
+    show.step("warming up", 0.3)
+    times = measure(case.variants, device, **effort._asdict(), tick=tick)
+    return [
+        make_row(case.level, variant, *count, time)
+        for variant, count, time in zip(case.variants, counts, times, strict=True)
+    ]
 
 
-def show(rows: list[Row]) -> None:
-    title = f"region attention, {REGIONS} regions, {HEADS} heads × {HEAD_DIM} (forward + backward in one time)"
-    table = Table("S", "dtype", "variant", "MMAC", "forward ms", "× best other", "fwd + bwd ms", "× best other",
-                  title=title)
-    for row in rows:
-        others = [r for r in rows if (r.shape, r.dtype) == (row.shape, row.dtype) and "fused" not in r.variant]
-        ours = "fused" in row.variant
-        ratio = [f"{min(r.forward_ms for r in others) / row.forward_ms:.2f}×" if ours else "",
-                 f"{min(r.backward_ms for r in others) / row.backward_ms:.2f}×" if ours else ""]
-        table.add_row(str(row.shape[1]), row.dtype, row.variant, f"{row.macs / 1e6:.1f}",
-                      f"{row.forward_ms:.3f} ± {row.forward_iqr_ms / 2:.3f}", ratio[0],
-                      f"{row.backward_ms:.3f} ± {row.backward_iqr_ms / 2:.3f}", ratio[1])
+def make_row(level: str, variant: Variant, macs: int, memory: int, times: Times) -> Row:
+    problem = variant.problem
+    forward, both = (np.percentile(values, (25, 50, 75)) for values in (times.forward, times.both))
+    return Row(
+        level, problem.op, variant.name, problem.shape, problem.dtype, macs,
+        float(forward[1]), float(forward[2] - forward[0]), float(both[1]), float(both[2] - both[0]),
+        memory, len(times.forward),
+    )  # fmt: skip
+
+
+Groups = list[tuple[str, list[Row]]]
+
+
+def run(plan: Plan, save: Callable[[Groups, list[LeftOut], bool], None]) -> tuple[Groups, list[LeftOut]]:
+    """Rows of each case, and what was left out; saved after each case, so that a run cut short is not lost."""
+    groups: Groups = []
+    left_out = list(plan.left_out)
+    with Show(plan.length()) as show:
+        for case in plan.cases():
+            title = f"{case.title}, {case.variants[0].problem.dtype}"
+            show.case(title)
+            groups.append((title, run_case(case, plan.device, plan.effort(case.level), show)))
+            left_out += case.left_out
+            save(groups, left_out, False)
+    save(groups, left_out, True)
+    return groups, left_out
+
+
+def compare(group: list[Row], row: Row, attribute: str) -> str:
+    """How many times as long as ours a variant takes; for ours, the best other one of the same computation."""
+    ours = [getattr(other, attribute) for other in group if "fused" in other.variant]
+    others = [getattr(o, attribute) for o in group if "fused" not in o.variant and "vit" not in o.variant]
+    if not ours or not others:
+        return ""
+    time = getattr(row, attribute)
+    return f"{min(others) / time if 'fused' in row.variant else time / min(ours):.2f}×"
+
+
+def milliseconds(middle: float, spread: float) -> str:
+    digits = 3 if middle < 10 else 2 if middle < 100 else 1
+    return f"{middle:.{digits}f} ± {spread / 2:.{digits}f}"
+
+
+def show_table(groups: Groups, title: str) -> None:
+    caption = (
+        "± half the interquartile range. ours: how many times as long as ours a variant takes; in a line of ours, "
+        "the best variant of the same computation (vit-… computes another)."
+    )
+    table = Table("", "shape", title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1))
+    for name in ("GMAC", "forward ms", "ours", "fwd + bwd ms", "ours", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, group in groups:
+        table.add_row(name, style="italic")
+        for row in group:
+            table.add_row(
+                f"  {row.variant}", "×".join(map(str, row.shape)), f"{row.macs / 1e9:.3f}",
+                milliseconds(row.forward_ms, row.forward_iqr_ms), compare(group, row, "forward_ms"),
+                milliseconds(row.backward_ms, row.backward_iqr_ms), compare(group, row, "backward_ms"),
+                f"{row.peak_bytes / 1e6:.1f}", style="bold" if "fused" in row.variant else None,
+            )  # fmt: skip
     console.print(table)
+
+
+def show_left_out(left_out: list[LeftOut]) -> None:
+    """Each reason once, with the variants it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for entry in left_out:
+        names = reasons.setdefault(entry.reason, [])
+        if entry.variant not in names:
+            names.append(entry.variant)
+    for reason, names in reasons.items():
+        console.print(f"left out: {', '.join(names)}: {reason}")
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
+    parser = Parser(
+        prog="python benchmarks/attn_bench.py", description="Checks and times attention, variant by variant."
+    )
+    parser.add_argument("--level", choices=(*LEVELS, "all"), default="all", help="steps of a block, or whole models")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 …; auto: a GPU if any")
+    parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="of the activations")
+    parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled: a look, no measurement")
+    parser.add_argument(
+        "--compile", choices=COMPILE, help="variants of torch.compile; default few on a CPU, where it takes long"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows, with spread, as JSON")
+    options = parser.parse_args(argv)
+    device = choose_device(options.device)
+    if options.json:
+        check_writable(options.json)
+    levels = list(LEVELS) if options.level == "all" else [options.level]
+    dtypes = list(DTYPES) if options.dtype == "all" else [options.dtype]
+    which = options.compile or ("none" if options.quick else "few" if device.type == "cpu" else "all")
+    left_out = []
+    if options.dtype == "all" and not has_fast_bf16(device):
+        dtypes.remove("bfloat16")
+        reason = "this device has no instructions for bfloat16; --dtype bfloat16 measures it all the same, in minutes"
+        left_out.append(LeftOut("all", [], "bfloat16", "all", reason))
+    if which == "none":
+        left_out.append(LeftOut("all", [], "all", "compile", "not asked for: --compile few or all"))
+    elif which == "few" and "op" in levels:
+        reason = f"at 101 tokens a region, and in {dtypes[0]}, alone: --compile all does the rest"
+        left_out.append(LeftOut("region_attention", [], "all", "compile", reason))
+    return Plan(device, levels, dtypes, which, options.quick, left_out), options.json
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python benchmarks/attn_bench.py", description="Times region attention, variant by variant.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", metavar="NAME")
-    parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all")
-    parser.add_argument("--quick", action="store_true", help="few rounds: a look, not a measurement")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    options = parser.parse_args(argv)
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU on this machine")
-    names = list(DTYPES) if options.dtype == "all" else [options.dtype]
-    rounds = 5 if options.quick else 40
-    rows = [row for name in names for tokens in (11, 41, 101) for row in bench(device, name, tokens, rounds)]
-    show(rows)
-    if options.json:
-        content = json.dumps({"threads": torch.get_num_threads(), "torch": torch.__version__,
-                              "rows": [asdict(row) for row in rows]}, indent=2)
-        write_atomically(options.json, lambda temporary: temporary.write_text(content + "\n"))
+    plan, file = parse(argv)
+    facts, started = environment(plan.device), time.perf_counter()
+
+    def save(groups: Groups, left_out: list[LeftOut], complete: bool) -> None:
+        if file is None:
+            return
+        content: dict[str, Any] = {
+            "fields": FIELDS, "environment": facts, "complete": complete, "quick": plan.quick,
+            "rows": [asdict(row) for _, group in groups for row in group],
+            "left_out": [entry._asdict() for entry in left_out],
+        }  # fmt: skip
+        text = json.dumps(content, indent=1)
+        write_atomically(file, lambda temporary: temporary.write_text(text + "\n"))
+
+    groups, left_out = run(plan, save)
+    name = f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}"
+    show_table(groups, f"Attention on {name} ({time.perf_counter() - started:.0f} s)")
+    show_left_out(left_out)
+    if file is not None:
+        console.print(f"wrote {file}")
     return 0
 
 

@@ -1,0 +1,198 @@
+"""How variants are checked, counted, timed, and how their memory is measured.
+
+**Errors** are those of outputs and gradients against float64, and at most twice what eager PyTorch makes in the same
+dtype, plus one rounding.
+
+**Times** are taken in rounds in which every variant runs once, in another order each round. On a CPU by the wall
+clock. On a GPU by events around several calls, which take different inputs; a kernel that only waits goes first, so
+that the processor is ahead and what is timed is the GPU's work, not the launching of it.
+
+**Memory** is what a forward and backward add at their peak to what was there before: results, what is kept for the
+backward, temporaries, gradients. On a GPU it is counted by torch's allocator (``max_memory_allocated``). On a CPU it
+is the highest running sum of the allocations and releases that torch's profiler records of the CPU allocator,
+which serves tensors inside torch's own kernels and in compiled graphs too. What no allocator of torch
+hands out is not in it: the working memory of BLAS and oneDNN, and that of the C++ backend, which keeps some
+ten to a few hundred KB for each thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from bench.variants import Case, Problem, Variant
+from mae_dfer.errors import UserError
+
+
+def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# Torch's counter does not know the kernel that serves SDPA on a CPU, and would count nothing.
+FLOPS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
+MEASURE_MS = 2.0  # on a GPU: what lies between two events at least
+MAX_REPEATS = 50
+
+
+def check(case: Case, device: torch.device) -> None:
+    """Leaves out PyTorch's variants that do not run or are wrong here.
+
+    Raises:
+        UserError: one of ours is wrong; nothing is to be timed then.
+    """
+    allowed: dict[int, tuple[list[Tensor], list[float]]] = {}
+    right: list[Variant] = []
+    for variant in case.variants:
+        problem = variant.problem
+        if id(problem) not in allowed:
+            allowed[id(problem)] = tolerance(problem)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a kernel that cannot run says so in the reason, too
+                complaint = wrong(variant, *allowed[id(problem)])
+        except Exception as error:
+            if variant.ours:
+                raise
+            complaint = f"does not run: {type(error).__name__}: {error}"
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        if complaint is None:
+            right.append(variant)
+        elif variant.ours:
+            raise UserError(f"{variant.name} of {problem.op} is wrong at {problem.shape}, {problem.dtype}: {complaint}")
+        else:
+            case.leave_out(problem, variant.name, complaint)
+    case.variants = right
+
+
+def tolerance(problem: Problem) -> tuple[list[Tensor], list[float]]:
+    """The exact results, and the errors allowed."""
+    exact = problem.exact()
+    plain = problem.errors(Variant("eager", problem, problem.eager).both(), exact)
+    return exact, [2 * error + torch.finfo(getattr(torch, problem.dtype)).eps for error in plain]
+
+
+def wrong(variant: Variant, exact: list[Tensor], allowed: list[float]) -> str | None:
+    """Which result errs by more than it may, or None. A forward without gradients may take another path: it is held
+    against the same outputs."""
+    results = variant.both()
+    with torch.no_grad():
+        alone = list(variant.forward())
+    for found in (results, alone):
+        errors = variant.problem.errors(found, exact[: len(found)])
+        for index, (error, bound) in enumerate(zip(errors, allowed, strict=False)):
+            if not error <= bound:  # NaN is wrong too
+                place = f"of result {index} (outputs first, then gradients)"
+                return f"relative error {error:.2e} {place}, allowed {bound:.2e}"
+    return None
+
+
+def count_macs(variant: Variant) -> int:
+    """Multiply-accumulates of a forward pass, by torch's counter: two of its FLOPs are one."""
+    call = variant.counted or variant.call
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter, torch.no_grad():
+        call(*variant.problem.inputs[0].tensors)
+    return counter.get_total_flops() // 2
+
+
+def peak_bytes(variant: Variant, device: torch.device) -> int:
+    """Memory that a forward and backward add at their peak; see above for what is counted."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        variant.both()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        variant.both()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@dataclass
+class Times:
+    """Milliseconds of one variant, a value a round."""
+
+    forward: list[float] = field(default_factory=list)
+    both: list[float] = field(default_factory=list)
+
+
+class Clock:
+    """Times one variant's calls, on a GPU several in a row."""
+
+    def __init__(self, variant: Variant, device: torch.device) -> None:
+        self.variant, self.device = variant, device
+        self.repeats, self.host_ms = [1, 1], [0.0, 0.0]
+        if device.type == "cuda":
+            self._settle()
+
+    def forward(self) -> float:
+        with torch.no_grad():
+            return self._time(self.variant.forward, 0)
+
+    def both(self) -> float:
+        return self._time(self.variant.both, 1)
+
+    def _settle(self) -> None:
+        """How many calls fill the time between two events, and how long the processor takes to launch them."""
+        for index, call in enumerate((self.forward, self.both)):
+            call()
+            sets = len(self.variant.problem.inputs)
+            self.repeats[index] = min(max(math.ceil(MEASURE_MS / max(call(), 1e-3)), sets), MAX_REPEATS)
+            torch.cuda.synchronize(self.device)
+            started = time.perf_counter()
+            call()
+            self.host_ms[index] = (time.perf_counter() - started) * 1e3
+
+    def _time(self, call: Callable[[int], object], index: int) -> float:
+        if self.device.type != "cuda":
+            started = time.perf_counter()
+            call(0)
+            return (time.perf_counter() - started) * 1e3
+        with torch.cuda.device(self.device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            # Cycles of a clock of at most some 2 GHz: longer than the launches below take.
+            torch.cuda._sleep(int(2e6 * min(self.host_ms[index], 50.0)) + 100_000)
+            start.record()
+            for turn in range(self.repeats[index]):
+                call(turn)
+            end.record()
+            torch.cuda.synchronize()
+        return start.elapsed_time(end) / self.repeats[index]
+
+
+def measure(
+    variants: list[Variant], device: torch.device, *, rounds: int, least: int, seconds: float, tick: Callable[[], None]
+) -> list[Times]:
+    """Times of each variant: ``rounds`` rounds, or fewer, but ``least``, where ``seconds`` do not suffice.
+
+    The check has warmed everything up, and compiled what is compiled. ``tick`` is called after every round.
+    """
+    clocks = [Clock(variant, device) for variant in variants]
+    times = [Times() for _ in variants]
+    started = time.perf_counter()
+    for turn in range(rounds):
+        for place in range(len(clocks)):
+            index = (place + turn) % len(clocks)
+            times[index].forward.append(clocks[index].forward())
+            times[index].both.append(clocks[index].both())
+        tick()
+        if turn + 1 >= least and time.perf_counter() - started > seconds:
+            break
+    return times
