@@ -1,0 +1,119 @@
+"""Every operator on every backend of a GPU, against float64. Without a GPU the same by the CPU's kernels.
+
+Letters: R regions, S tokens, D channels a head, B clips.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from mae_dfer_kernels import BackendUnavailable, exchange, region_attention, residual_layer_norm
+
+GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+DEVICE, BACKENDS = ("cuda", ["triton", "cuda"]) if GPU else ("cpu", ["cpu"])
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HEADS, CHANNELS = 4, 256
+Call = Callable[..., "Tensor | tuple[Tensor, ...]"]
+Shapes = list[tuple[int, ...]]
+
+
+def attend(qkv: Tensor, backend: str, dropout_p: float) -> Tensor:
+    seed = 2**40 + 3 if dropout_p else None
+    return region_attention(qkv, HEADS, dropout_p=dropout_p, seed=seed, backend=backend)
+
+
+def add_and_norm(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return residual_layer_norm(*tensors, backend=backend)
+
+
+def exchanged(*tensors: Tensor, backend: str) -> Tensor:
+    # Eager as the paper writes it: what the kernels compute is the absorbed form.
+    form = "plain" if backend == "eager" else "absorbed"
+    return exchange(*tensors, HEADS, form=form, backend=backend)
+
+
+def cases() -> Iterator[tuple[str, Call, Shapes]]:
+    """Name, operator, shapes of what it takes."""
+    # More regions than a GPU has multiprocessors; regions packed in a tile, in a tile each, in a loop over tiles.
+    many = 300 if GPU else 7
+    for regions, tokens, head_dim in ((many, 11, 64), (5, 41, 64), (40, 101, 64), (3, 200, 32), (2, 130, 128)):
+        for dropout_p in (0.0, 0.2):
+            name = f"region-S{tokens}-D{head_dim}" + ("-dropout" if dropout_p else "")
+            yield name, functools.partial(attend, dropout_p=dropout_p), [(regions, tokens, 3 * HEADS * head_dim)]
+    rows, vector, square = (3, 7, 101, CHANNELS), (CHANNELS,), (CHANNELS, CHANNELS)
+    yield "norm", add_and_norm, [rows, rows, vector, vector]
+    local, context = (3, 4, 50, CHANNELS), (3, 8, CHANNELS)
+    weights = [vector, vector, (3 * CHANNELS, CHANNELS), vector, vector, square, vector]
+    yield "exchange", exchanged, [local, context, *weights]
+
+
+CASES = {name: (call, shapes) for name, call, shapes in cases()}
+# Enough to see that this file is right; the CPU's kernels have tests of their own.
+RUN = list(CASES) if GPU else ["region-S11-D64-dropout", "norm", "exchange"]
+
+
+def draw(shapes: Shapes, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = [torch.randn(shape, generator=generator) for shape in shapes]
+    scaled = [tensor * tensor.shape[-1] ** -0.5 if tensor.dim() == 2 else tensor for tensor in found]
+    return [tensor.to(dtype).to(DEVICE) for tensor in scaled]
+
+
+def results(call: Call, tensors: list[Tensor]) -> list[Tensor]:
+    """Outputs, then the gradients of all tensors."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    outputs = call(*leaves)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    drawn = draw([output.shape for output in outputs], torch.float32, 1)
+    grads = [grad.to(output) for grad, output in zip(drawn, outputs, strict=True)]
+    return [tensor.detach().double() for tensor in (*outputs, *torch.autograd.grad(outputs, leaves, grads))]
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("case", RUN)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gpu_no_less_exact_than_plain_pytorch(backend: str, case: str, dtype: str) -> None:
+    call, shapes = CASES[case]
+    tensors = draw(shapes, DTYPES[dtype], 0)
+    try:
+        found = results(functools.partial(call, backend=backend), tensors)
+    except BackendUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    eager = functools.partial(call, backend="eager")
+    exact, plain = results(eager, [tensor.double() for tensor in tensors]), results(eager, tensors)
+    for index, (right, rough, ours) in enumerate(zip(exact, plain, found, strict=True)):
+        rounding = torch.finfo(DTYPES[dtype]).eps * right.abs().max()
+        error, allowed = (ours - right).abs().max(), 2 * (rough - right).abs().max() + rounding
+        assert error <= allowed, f"result {index}: error {error:.3g}, allowed {allowed:.3g}"
+    again = results(functools.partial(call, backend=backend), tensors)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True)), "other bits on a second run"
+
+
+@pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("case", ["region-S101-D64", "norm", "exchange"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gpu_graphs_replay_the_operators(backend: str, case: str) -> None:
+    """Launches queue on the stream of the capture, and allocate from torch alone."""
+    call, shapes = CASES[case]
+    tensors = draw(shapes, torch.bfloat16, 0)
+    try:
+        with torch.no_grad():
+            call(*tensors, backend=backend)  # compiles, which a capture does not allow
+    except BackendUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = call(*tensors, backend=backend)
+    for tensor, fresh in zip(tensors, draw(shapes, torch.bfloat16, 2), strict=True):
+        tensor.copy_(fresh)
+    graph.replay()
+    with torch.no_grad():
+        right = call(*tensors, backend=backend)
+    for one, other in zip(*((part,) if isinstance(part, Tensor) else part for part in (captured, right)), strict=True):
+        assert torch.equal(one, other)
