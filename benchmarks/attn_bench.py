@@ -181,22 +181,28 @@ def make_row(level: str, variant: Variant, macs: int, memory: int, times: Times)
     )  # fmt: skip
 
 
-Groups = list[tuple[str, list[Row]]]
+@dataclass
+class Results:
+    """Rows of each case under its title; what was left out; what else is to be known."""
+
+    groups: list[tuple[str, list[Row]]]
+    left_out: list[LeftOut]
+    notes: list[str]
 
 
-def run(plan: Plan, save: Callable[[Groups, list[LeftOut], bool], None]) -> tuple[Groups, list[LeftOut]]:
-    """Rows of each case, and what was left out; saved after each case, so that a run cut short is not lost."""
-    groups: Groups = []
-    left_out = list(plan.left_out)
+def run(plan: Plan, save: Callable[[Results, bool], None]) -> Results:
+    """Everything planned; saved after each case, so that a run cut short is not lost."""
+    results = Results([], list(plan.left_out), [])
     with Show(plan.length()) as show:
         for case in plan.cases():
             title = f"{case.title}, {case.variants[0].problem.dtype}"
             show.case(title)
-            groups.append((title, run_case(case, plan.device, plan.effort(case.level), show)))
-            left_out += case.left_out
-            save(groups, left_out, False)
-    save(groups, left_out, True)
-    return groups, left_out
+            results.groups.append((title, run_case(case, plan.device, plan.effort(case.level), show)))
+            results.left_out += case.left_out
+            results.notes += case.notes
+            save(results, False)
+    save(results, True)
+    return results
 
 
 def compare(group: list[Row], row: Row, attribute: str) -> str:
@@ -214,7 +220,7 @@ def milliseconds(middle: float, spread: float) -> str:
     return f"{middle:.{digits}f} ± {spread / 2:.{digits}f}"
 
 
-def show_table(groups: Groups, title: str) -> None:
+def show_table(groups: list[tuple[str, list[Row]]], title: str) -> None:
     caption = (
         "± half the interquartile range. ours: how many times as long as ours a variant takes; in a line of ours, "
         "the best variant of the same computation (vit-… computes another)."
@@ -282,21 +288,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan, file = parse(argv)
     facts, started = environment(plan.device), time.perf_counter()
 
-    def save(groups: Groups, left_out: list[LeftOut], complete: bool) -> None:
+    def save(results: Results, complete: bool) -> None:
         if file is None:
             return
         content: dict[str, Any] = {
             "fields": FIELDS, "environment": facts, "complete": complete, "quick": plan.quick,
-            "rows": [asdict(row) for _, group in groups for row in group],
-            "left_out": [entry._asdict() for entry in left_out],
+            "rows": [asdict(row) for _, group in results.groups for row in group],
+            "left_out": [entry._asdict() for entry in results.left_out], "notes": results.notes,
         }  # fmt: skip
         text = json.dumps(content, indent=1)
         write_atomically(file, lambda temporary: temporary.write_text(text + "\n"))
 
-    groups, left_out = run(plan, save)
+    results = run(plan, save)
     name = f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}"
-    show_table(groups, f"Attention on {name} ({time.perf_counter() - started:.0f} s)")
-    show_left_out(left_out)
+    show_table(results.groups, f"Attention on {name} ({time.perf_counter() - started:.0f} s)")
+    show_left_out(results.left_out)
+    for note in results.notes:
+        console.print(f"note: {note}")
     if file is not None:
         console.print(f"wrote {file}")
     return 0

@@ -74,7 +74,7 @@ def gpu_tests(seconds: float) -> Outcome:
 def judge_tests(outcome: Outcome, counts: dict[str, Any]) -> Outcome:
     """Passed only if a test used the GPU; the numbers in words."""
     text = ", ".join(f"{counts.get(name, 0)} {name}" for name in ("passed", "failed", "skipped"))
-    text += f"; {counts.get('used_gpu', 0)} used the GPU"
+    text += f"; {counts.get('used_gpu') or 'none'} used the GPU"
     if outcome.status == PASSED and not counts.get("used_gpu"):
         outcome.status = FAILED
     outcome.detail = f"{text}; {outcome.detail}" if outcome.detail else text

@@ -105,7 +105,7 @@ def test_a_wrong_operator_of_ours_stops_the_program_before_it_is_timed(
     monkeypatch.setattr(attn_bench, "measure", lambda *_, **__: pytest.fail("it was timed"))
     assert attn_bench.main([*QUICK, "--json", str(tmp_path / "rows.json")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: fused-cpu of region_attention is wrong") and "allowed" in error
+    assert error.startswith("error: fused-cpu of region_attention is wrong") and "allowed" in error, error
     assert not list(tmp_path.iterdir())
 
 
@@ -124,13 +124,22 @@ def test_what_torch_cannot_run_or_gets_wrong_is_left_out_with_its_reason() -> No
     def broken(x: Tensor) -> Tensor:
         raise RuntimeError("no compiler\nfound")
 
+    def rough(x: Tensor) -> Tensor:
+        return double(x) * (1 + 1e-6)
+
+    def wrong_alone(x: Tensor) -> Tensor:
+        return double(x) * (1.0 if torch.is_grad_enabled() else 1.1)
+
     problem = problem_of(double, torch.randn(8))
-    calls = {"eager": double, "compile-eager": broken, "sdpa": lambda x: double(x) * 1.1, "fused-cpu": double}
+    calls = {"eager": double, "compile-eager": broken, "sdpa": lambda x: double(x) * 1.1, "compile-sdpa": rough,
+             "vit-sdpa": wrong_alone, "fused-cpu": double}  # fmt: skip
     case = variants.Case("op", "double", [variants.Variant(name, problem, call) for name, call in calls.items()])
     measure.check(case, CPU)
-    assert [variant.name for variant in case.variants] == ["eager", "fused-cpu"]
+    assert [variant.name for variant in case.variants] == ["eager", "compile-sdpa", "fused-cpu"]
     reasons = {entry.variant: entry.reason for entry in case.left_out}
-    assert "no compiler found" in reasons["compile-eager"] and "allowed" in reasons["sdpa"]
+    assert "no compiler found" in reasons["compile-eager"]
+    assert "allowed" in reasons["sdpa"] and "allowed" in reasons["vit-sdpa"]
+    assert len(case.notes) == 1 and case.notes[0].startswith("compile-sdpa of double")
 
 
 def test_memory_is_the_peak_of_forward_and_backward() -> None:

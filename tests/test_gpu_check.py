@@ -202,7 +202,11 @@ def recorded(**figures: dict[str, Any]) -> dict[str, Any]:
 def test_results_are_written_as_json_and_markdown(tmp_path: Path) -> None:
     results = recorded(
         ceilings={"copy_bytes_per_s": 2.56e6, "matmul_bfloat16_flops_per_s": 3e12},
-        attn_bench__op={"rows": [row(), row(variant="eager"), row(op="exchange")]},
+        attn_bench__op={
+            "rows": [row(), row(variant="eager"), row(op="exchange")],
+            "left_out": [{"variant": "sdpa", "op": "exchange", "reason": "why", "dtype": name} for name in "ab"],
+            "notes": ["eager rounds"],
+        },
     )
     files = gpu_report.write_results(tmp_path / "new", results)
     assert [file.name for file in files] == ["2000-01-02-made-up-gpu.json", "2000-01-02-made-up-gpu.md"]
@@ -214,6 +218,7 @@ def test_results_are_written_as_json_and_markdown(tmp_path: Path) -> None:
     # 2·10 tokens of 16 channels in 2 bytes, 4 times in a millisecond, of 2.56 MB/s; 11 times in two.
     assert "| **fused-triton** | 0.000 | 1.0000 ± 0.2500 | 100% | 2.0000 ± 0.2500 | 138% | 1.0 |" in text
     assert text.count("%") == 2, "shares are of region attention by ours alone"
+    assert text.count("- left out: sdpa, exchange: why\n") == 1 and "- eager rounds\n" in text
     assert "exit \\| code 1" in text and "the end" in text and "noise" not in text
     assert len(text) < 7000, "of a long output the end is kept"
 

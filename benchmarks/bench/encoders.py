@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.variants import Call, Case, Inputs, Problem, Variant, attend_sdpa, auto_is, overall_errors
 from mae_dfer import create_model
+from mae_dfer.models import VideoModel
 from mae_dfer.models.layers import Attention
 from mae_dfer_kernels import backends
 
@@ -35,8 +36,8 @@ def encoder_case(
     device: torch.device,
     dtype: str,
     inputs: list[Inputs],
-    models: dict[str, nn.Module],
-    exact: dict[str, Callable[[], list[Tensor]]],
+    models: dict[str, VideoModel],
+    exact: Mapping[str, Callable[[], list[Tensor]]],
     compile_which: str,
 ) -> Case:
     case = Case("encoder", "classifier")
@@ -47,7 +48,7 @@ def encoder_case(
         for name, model in models.items()
     }  # fmt: skip
 
-    def add(name: str, model: nn.Module, of: str, backend: str | None = None, eager: nn.Module | None = None) -> None:
+    def add(name: str, model: VideoModel, of: str, backend: str | None = None, eager: VideoModel | None = None) -> None:
         call = run_model(model, device, dtype, backend)
         counted = None if eager is None else run_model(eager, device, dtype)
         case.variants.append(Variant(name, problems[of], call, counted, list(model.parameters())))
@@ -78,14 +79,14 @@ def draw_inputs(device: torch.device, clips: int) -> Inputs:
 
 
 @torch.no_grad()
-def draw_weights(model: nn.Module) -> nn.Module:
+def draw_weights(model: VideoModel) -> VideoModel:
     """Weights as no initialisation leaves them: there many are zero, and what is wrong with those would not show."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model
 
 
-def run_model(model: nn.Module, device: torch.device, dtype: str, backend: str | None = None) -> Call:
+def run_model(model: VideoModel, device: torch.device, dtype: str, backend: str | None = None) -> Call:
     """``model`` on a clip, to float32 logits."""
     low = dtype != "float32"
 
@@ -99,7 +100,7 @@ def run_model(model: nn.Module, device: torch.device, dtype: str, backend: str |
     return call
 
 
-def sharing(model: nn.Module, **overrides: bool) -> nn.Module:
+def sharing(model: VideoModel, **overrides: bool) -> VideoModel:
     """The same model with other options, on the same memory for its weights."""
     with torch.device("meta"):
         other = create_model(model.config.name, **{"fused_attn": model.config.fused_attn, **overrides})
@@ -110,7 +111,7 @@ def sharing(model: nn.Module, **overrides: bool) -> nn.Module:
     return other.requires_grad_()
 
 
-def with_sdpa(model: nn.Module) -> nn.Module:
+def with_sdpa(model: VideoModel) -> VideoModel:
     """The eager model with every attention by SDPA, those inside regions too."""
     other = sharing(model)
     attentions = [module for module in other.modules() if isinstance(module, Attention)]
@@ -124,14 +125,14 @@ def _attend_heads(num_heads: int, *parts: Tensor) -> Tensor:
     return attend_sdpa(*heads).transpose(1, 2).flatten(2)
 
 
-def compile_blocks(model: nn.Module) -> nn.Module:
+def compile_blocks(model: VideoModel) -> VideoModel:
     """Every block through torch.compile. They share their code, so that one is compiled for all of them."""
     for block in model.encoder.blocks:
         block.compile(dynamic=False)
     return model
 
 
-def solve_exactly(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def solve_exactly(model: VideoModel, inputs: Inputs) -> list[Tensor]:
     """Logits and the gradients of all parameters in float64, a clip at a time to spare memory."""
     wide = copy.deepcopy(model).double()
     parameters, outputs = list(wide.parameters()), []

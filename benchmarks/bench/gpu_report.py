@@ -46,10 +46,15 @@ def markdown(results: dict[str, Any]) -> str:
         "## Stages", stage_table(results["stages"]),
         "## Ceilings", ceiling_table(ceilings),
     ]  # fmt: skip
-    rows: list[dict[str, Any]] = []
+    attention: dict[str, list[Any]] = {"rows": [], "left_out": [], "notes": []}
     for name in ("attn_bench op", "attn_bench encoder"):
-        rows += figures.get(name, {}).get("rows", [])
-    parts += ["## Attention", attention_table(rows, ceilings.get("copy_bytes_per_s"))]
+        for key, found in attention.items():
+            found += figures.get(name, {}).get(key, [])
+    parts += ["## Attention", attention_table(attention["rows"], ceilings.get("copy_bytes_per_s"))]
+    remarks = [f"left out: {entry['variant']}, {entry['op']}: {entry['reason']}" for entry in attention["left_out"]]
+    remarks += attention["notes"]
+    if remarks:
+        parts.append("\n".join(f"- {remark}" for remark in dict.fromkeys(remarks)))
     parts += ["## Training", plain_table(figures.get("train_bench", {}).get("rows", []))]
     for stage in results["stages"]:
         if stage["status"] != PASSED and stage["output"]:

@@ -1,7 +1,8 @@
 """How variants are checked, counted, timed, and how their memory is measured.
 
-**Errors** are those of outputs and gradients against float64, and at most twice what eager PyTorch makes in the same
-dtype, plus one rounding.
+**Errors** of outputs and gradients are taken against float64. Ours may err twice as much as eager PyTorch does in the
+same dtype, plus one rounding. PyTorch's own variants are timed up to ten times that, and noted: torch.compile's sums
+over many rows, for one, round more than eager's do.
 
 **Times** are taken in rounds in which every variant runs once, in another order each round. On a CPU by the wall
 clock. On a GPU by events around several calls, which take different inputs; a kernel that only waits goes first, so
@@ -23,23 +24,16 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.variants import Case, Problem, Variant
 from mae_dfer.errors import UserError
 
-
-def _sdpa_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-# Torch's counter does not know the kernel that serves SDPA on a CPU, and would count nothing.
-FLOPS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
+ROUGH = 10.0  # times what ours may err: rounding, not a wrong result
 MEASURE_MS = 2.0  # on a GPU: what lies between two events at least
 MAX_REPEATS = 50
 
@@ -50,28 +44,32 @@ def check(case: Case, device: torch.device) -> None:
     Raises:
         UserError: one of ours is wrong; nothing is to be timed then.
     """
-    allowed: dict[int, tuple[list[Tensor], list[float]]] = {}
+    references: dict[int, tuple[list[Tensor], list[float]]] = {}
     right: list[Variant] = []
     for variant in case.variants:
         problem = variant.problem
-        if id(problem) not in allowed:
-            allowed[id(problem)] = tolerance(problem)
+        if id(problem) not in references:
+            references[id(problem)] = tolerance(problem)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a kernel that cannot run says so in the reason, too
-                complaint = wrong(variant, *allowed[id(problem)])
+                share, complaint = worst_error(variant, *references[id(problem)])
         except Exception as error:
             if variant.ours:
                 raise
-            complaint = f"does not run: {type(error).__name__}: {error}"
+            case.leave_out(problem, variant.name, f"does not run: {type(error).__name__}: {error}")
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        if complaint is None:
+            continue
+        if share <= 1.0:
             right.append(variant)
         elif variant.ours:
             raise UserError(f"{variant.name} of {problem.op} is wrong at {problem.shape}, {problem.dtype}: {complaint}")
+        elif share <= ROUGH:
+            right.append(variant)
+            case.notes.append(f"{variant.name} of {problem.op}, {problem.dtype}, rounds more than ours may: {complaint}")
         else:
-            case.leave_out(problem, variant.name, complaint)
+            case.leave_out(problem, variant.name, f"wrong: {complaint}")
     case.variants = right
 
 
@@ -82,25 +80,26 @@ def tolerance(problem: Problem) -> tuple[list[Tensor], list[float]]:
     return exact, [2 * error + torch.finfo(getattr(torch, problem.dtype)).eps for error in plain]
 
 
-def wrong(variant: Variant, exact: list[Tensor], allowed: list[float]) -> str | None:
-    """Which result errs by more than it may, or None. A forward without gradients may take another path: it is held
-    against the same outputs."""
+def worst_error(variant: Variant, exact: list[Tensor], allowed: list[float]) -> tuple[float, str]:
+    """The largest error as a share of what is allowed, and in words. A forward without gradients may take another
+    path: it is held against the same outputs."""
     results = variant.both()
     with torch.no_grad():
         alone = list(variant.forward())
+    worst = (-1.0, "")
     for found in (results, alone):
         errors = variant.problem.errors(found, exact[: len(found)])
         for index, (error, bound) in enumerate(zip(errors, allowed, strict=False)):
-            if not error <= bound:  # NaN is wrong too
-                place = f"of result {index} (outputs first, then gradients)"
-                return f"relative error {error:.2e} {place}, allowed {bound:.2e}"
-    return None
+            share = error / bound if math.isfinite(error) else math.inf  # NaN is wrong too
+            place = f"of result {index} (outputs first, then gradients)"
+            worst = max(worst, (share, f"relative error {error:.2e} {place}, allowed {bound:.2e}"))
+    return worst
 
 
 def count_macs(variant: Variant) -> int:
     """Multiply-accumulates of a forward pass, by torch's counter: two of its FLOPs are one."""
     call = variant.counted or variant.call
-    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         call(*variant.problem.inputs[0].tensors)
     return counter.get_total_flops() // 2
 

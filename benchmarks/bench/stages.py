@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import ROOT
+
 PASSED, FAILED, OUT_OF_TIME, NOT_RUN = "passed", "failed", "out of time", "not run"
 TAIL = 4000  # characters of a stage's output that are kept
 
@@ -36,7 +38,10 @@ class Outcome:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"output": self.output[-TAIL:], "seconds": round(self.seconds, 1)}
+        """JSON-ready, without the place where the tree lies on this machine."""
+        texts = {"output": self.output[-TAIL:], "detail": self.detail}
+        texts = {name: text.replace(str(ROOT), "…") for name, text in texts.items()}
+        return asdict(self) | texts | {"seconds": round(self.seconds, 1)}
 
 
 class Stage(NamedTuple):

@@ -134,6 +134,7 @@ class Case:
     title: str
     variants: list[Variant] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def leave_out(self, problem: Problem, variant: str, reason: object) -> None:
         text = " ".join(str(reason).split()).partition(" Set TORCHDYNAMO_VERBOSE")[0]  # advice to its developers
