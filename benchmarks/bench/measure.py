@@ -67,7 +67,8 @@ def check(case: Case, device: torch.device) -> None:
             raise UserError(f"{variant.name} of {problem.op} is wrong at {problem.shape}, {problem.dtype}: {complaint}")
         elif share <= ROUGH:
             right.append(variant)
-            case.notes.append(f"{variant.name} of {problem.op}, {problem.dtype}, rounds more than ours may: {complaint}")
+            what = f"{variant.name} of {problem.op}, {problem.dtype}"
+            case.notes.append(f"{what}, rounds more than ours may: {complaint}")
         else:
             case.leave_out(problem, variant.name, f"wrong: {complaint}")
     case.variants = right
