@@ -71,9 +71,15 @@ const Kernels& kernels() { return *chosen().load(); }
 void run(int64_t tasks, int threads, double work, size_t workspace_bytes, const Task& task) {
   // Waking threads costs some microseconds: more than a small problem takes.
   const int team = work < 1e5 ? 1 : static_cast<int>(tasks < threads ? tasks : threads);
+  if (team <= 1) {  // without OpenMP, which takes a microsecond to form a team of one
+    void* const workspace = thread_memory.at_least(workspace_bytes);
+    if (workspace == nullptr) throw std::bad_alloc();
+    for (int64_t index = 0; index < tasks; ++index) task(index, workspace);
+    return;
+  }
   const int64_t chunk = tasks / (team * 8) + 1;
   std::atomic<bool> out_of_memory{false};
-#pragma omp parallel num_threads(team) if (team > 1)
+#pragma omp parallel num_threads(team)
   {
     void* const workspace = thread_memory.at_least(workspace_bytes);
     if (workspace == nullptr) out_of_memory = true;
