@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_STRIDED = torch.strided
 
 
 def check_tensor(name: str, tensor: Any) -> None:
@@ -18,7 +18,7 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
-    if tensor.layout != torch.strided or tensor.is_nested:
+    if tensor.layout != _STRIDED or tensor.is_nested:
         kind = "a nested tensor" if tensor.is_nested else tensor.layout
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
 
@@ -26,7 +26,7 @@ def check_tensor(name: str, tensor: Any) -> None:
 def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> None:
     """A tensor that is worked on together with ``main``: on its device, and float64 where that is."""
     check_tensor(name, tensor)
-    if tensor.device != main.device:
+    if not (tensor.is_cpu and main.is_cpu) and tensor.device != main.device:
         raise ValueError(f"{name} must be on the device of {main_name}, {main.device}, got {tensor.device}")
     if (tensor.dtype == torch.float64) != (main.dtype == torch.float64):
         raise TypeError(
@@ -34,30 +34,31 @@ def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> Non
         )
 
 
-def check_shape(name: str, tensor: Tensor, letters: str, shape: Sequence[int]) -> None:
+def check_shape(name: str, tensor: Tensor, letters: str, shape: tuple[int, ...]) -> None:
     """That shape; ``letters`` spells it."""
-    if tensor.shape != tuple(shape):
+    if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {letters} = {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def check_parameter(
-    name: str, tensor: Any, main_name: str, main: Tensor, letters: str, shape: Sequence[int]
+    name: str, tensor: Any, main_name: str, main: Tensor, letters: str, shape: tuple[int, ...]
 ) -> None:
     """A parameter of that shape (``letters`` spells it), in the dtype of ``main`` or the one computed in."""
     check_companion(name, tensor, main_name, main)
     check_shape(name, tensor, letters, shape)
-    wide = compute_dtype(main)
-    if tensor.dtype not in (main.dtype, wide):
-        raise TypeError(f"{name} must be {main.dtype} (as {main_name}) or {wide}, got {tensor.dtype}")
+    if tensor.dtype not in (main.dtype, compute_dtype(main)):
+        raise TypeError(
+            f"{name} must be {main.dtype} (as {main_name}) or {compute_dtype(main)}, got {tensor.dtype}"
+        )
 
 
 def compute_dtype(main: Tensor) -> torch.dtype:
     """What the operators compute in: float64 for float64, else float32."""
-    return torch.promote_types(main.dtype, torch.float32)
+    return torch.float64 if main.dtype == torch.float64 else torch.float32
 
 
 def check_heads(num_heads: Any) -> None:
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+    if not isinstance(num_heads, int) or isinstance(num_heads, bool):
         raise TypeError(f"num_heads must be an int, got {type(num_heads).__name__}")
     if num_heads < 1:
         raise ValueError(f"num_heads must be at least 1, got {num_heads}")

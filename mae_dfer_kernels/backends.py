@@ -41,7 +41,10 @@ class BackendUnavailable(RuntimeError):
 
 
 def module(op: str, backend: str) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` run operator ``op`` on a (resolved) backend."""
+    """The module whose ``forward`` and ``backward`` run operator ``op`` on a backend, if there is such a one."""
+    loaded = _MODULES[op].get(backend)
+    if loaded is not None:
+        return loaded
     if backend == "triton":
         # An import statement, which torch.compile can trace; `importlib` it cannot.
         from mae_dfer_kernels.triton import exchange, region_attention, residual_layer_norm
@@ -51,21 +54,28 @@ def module(op: str, backend: str) -> ModuleType:
             "region_attention": region_attention,
             "residual_layer_norm": residual_layer_norm,
         }[op]
+    return _CUDA_MODULES[op]
+
+
+def missing(op: str, backend: str) -> str | None:
+    """Why `module` has none for this backend, or None if it has; ValueError for a name that is no backend's."""
+    if backend in _MODULES[op]:
+        return None
+    if backend not in NAMES:
+        # Only what is resolved reaches the registered operators, so there "auto" is no name either.
+        known = NAMES if backend == "auto" else ("auto", *NAMES)
+        raise ValueError(f"backend: {backend!r} is none of {', '.join(known)}")
     if backend == "cuda":
-        return _CUDA_MODULES[op]
-    return _MODULES[op][backend]
+        return None if op in _CUDA_MODULES else f"there is no CUDA C++ kernel of {op}"
+    return _triton_missing()
 
 
 def unavailable(op: str, backend: str, *problem: Any) -> str | None:
     """Why ``backend`` cannot run operator ``op`` on ``problem`` (a tensor first), or None if it can."""
-    if backend not in NAMES:
-        raise ValueError(f"backend: {backend!r} is none of {', '.join(('auto', *NAMES))}")
     if backend == "eager":
         return None
-    if backend == "cuda" and op not in _CUDA_MODULES:
-        return f"there is no CUDA C++ kernel of {op}"
-    missing = _triton_missing() if backend == "triton" else None
-    return missing or module(op, backend).unavailable(*problem)
+    reason: str | None = missing(op, backend) or module(op, backend).unavailable(*problem)
+    return reason
 
 
 def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs: Any) -> Any:
@@ -75,12 +85,15 @@ def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs
 
     Raises:
         BackendUnavailable: the backend cannot run the call.
-        ValueError: there is no backend of that name.
+        ValueError: there is no backend of that name, or it is `cpu` and a tensor is elsewhere.
     """
-    reason = unavailable(op, backend, *problem)
-    if reason is not None:
-        raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
-    function = getattr(module(op, backend), direction)
+    loaded = _MODULES[op].get(backend)
+    if loaded is None:  # the others check their few conditions themselves, sooner
+        reason = unavailable(op, backend, *problem)
+        if reason is not None:
+            raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
+        loaded = module(op, backend)
+    function = getattr(loaded, direction)
     if profiling.enabled:
         return profiling.run(f"{op} {direction} [{backend}]", function, *inputs)
     return function(*inputs)
@@ -128,6 +141,9 @@ _PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
 def _choose_fastest(op: str, *problem: Any) -> str:
+    # First and shortly, since small calls on the CPU feel every microsecond.
+    if problem[0].is_cpu and _MODULES[op]["cpu"].unavailable(*problem) is None:
+        return "cpu"
     device = problem[0].device.type
     if device == "meta":
         return "eager"

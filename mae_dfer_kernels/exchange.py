@@ -26,6 +26,7 @@ from mae_dfer_kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
+from mae_dfer_kernels.calls import call, call_without_gradient
 from mae_dfer_kernels.reference import exchange as reference
 
 FORMS = ("auto", "absorbed", "plain")
@@ -101,7 +102,7 @@ class _ExchangeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output: Tensor = _forward_op(*inputs)
+        output: Tensor = call_without_gradient(_forward_op, inputs)
         _setup_context(ctx, inputs, output)
         return output
 
@@ -274,8 +275,7 @@ def _exchange_rows(
     rows = local.reshape(math.prod(local.shape[:-2]), *local.shape[-2:])
     tensors = (rows, keys, key_bias, values, out_bias)
     inputs = (*tensors, row_scale, num_heads, eps, backend)
-    grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    out: Tensor = _forward_op(*inputs) if torch.compiler.is_compiling() or not grad else _ExchangeRows.apply(*inputs)
+    out: Tensor = call(_forward_op, _ExchangeRows, reference.forward, tensors, inputs)
     return out.view(local.shape)
 
 

@@ -19,6 +19,7 @@ from mae_dfer_kernels.arguments import (
     check_shape,
     check_tensor,
 )
+from mae_dfer_kernels.calls import call, call_without_gradient
 from mae_dfer_kernels.reference import region_attention as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "DEF")
@@ -34,7 +35,8 @@ _LIBRARY.define(
 # What is registered checks shapes again: whoever calls it directly comes past the public function's checks.
 def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
     _check_qkv(qkv, num_heads)
-    _check_dropout(dropout_p, seed)
+    if dropout_p != 0.0:
+        _check_dropout(dropout_p, seed)
     result: Tensor = backends.run(
         "region_attention", "forward", backend, (qkv, num_heads), qkv, num_heads, scale, dropout_p, seed
     )
@@ -45,7 +47,8 @@ def _backward(
     grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str
 ) -> Tensor:
     _check_grad_out(grad_out, qkv, num_heads)
-    _check_dropout(dropout_p, seed)
+    if dropout_p != 0.0:
+        _check_dropout(dropout_p, seed)
     result: Tensor = backends.run(
         "region_attention", "backward", backend, (qkv, num_heads), grad_out, qkv, num_heads, scale, dropout_p, seed
     )
@@ -99,7 +102,8 @@ class _RegionAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, *options: Any) -> Tensor:
         _setup_context(ctx, (qkv, *options), qkv)
-        return _forward_op(qkv, *options)
+        output: Tensor = call_without_gradient(_forward_op, (qkv, *options))
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,18 +154,19 @@ def region_attention(
     dropout_p, seed = _check_dropout(dropout_p, seed)
     check_backend(backend)
     resolved = backends.choose("region_attention", backend, qkv, num_heads)
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and qkv.requires_grad):
-        return _forward_op(qkv, num_heads, scale, dropout_p, seed, resolved)
-    return _RegionAttention.apply(qkv, num_heads, scale, dropout_p, seed, resolved)
+    inputs = (qkv, num_heads, scale, dropout_p, seed, resolved)
+    output: Tensor = call(_forward_op, _RegionAttention, reference.forward, (qkv,), inputs)
+    return output
 
 
 def _check_qkv(qkv: Tensor, num_heads: int) -> int:
     """Returns D."""
     check_tensor("qkv", qkv)
     check_heads(num_heads)
-    if qkv.dim() != 3:
-        raise ValueError(f"qkv must have 3 dimensions (R, S, 3*H*D), got shape {tuple(qkv.shape)}")
-    width = qkv.shape[2]
+    shape = qkv.shape
+    if len(shape) != 3:
+        raise ValueError(f"qkv must have 3 dimensions (R, S, 3*H*D), got shape {tuple(shape)}")
+    width = shape[2]
     if width == 0 or width % (3 * num_heads) != 0:
         raise ValueError(
             f"qkv's last dimension must be a positive multiple of 3*num_heads = {3 * num_heads}, got {width}"
@@ -178,6 +183,8 @@ def _check_grad_out(grad_out: Tensor, qkv: Tensor, num_heads: int) -> None:
 
 
 def _check_dropout(dropout_p: float, seed: int | None) -> tuple[float, int]:
+    if seed is None and type(dropout_p) is float and dropout_p == 0.0:
+        return 0.0, 0  # what is asked for most
     dropout_p = check_number("dropout_p", dropout_p)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")

@@ -22,6 +22,7 @@ from mae_dfer_kernels.arguments import (
     check_shape,
     check_tensor,
 )
+from mae_dfer_kernels.calls import call, call_without_gradient
 from mae_dfer_kernels.reference import residual_layer_norm as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
@@ -146,7 +147,7 @@ class _ResidualLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = _forward_op(*inputs)
+        output: tuple[Tensor, Tensor] = call_without_gradient(_forward_op, inputs)
         _setup_context(ctx, inputs, output)
         return output
 
@@ -203,16 +204,13 @@ def residual_layer_norm(
     check_backend(backend)
     resolved = backends.choose("residual_layer_norm", backend, x)
     shape = x.shape
-    groups = math.prod(shape[:-2])
-    # Reshaping copies where two leading axes cannot be walked with one stride.
-    x, update = (tensor.reshape(groups, *shape[-2:]) for tensor in (x, update))
+    if len(shape) != 3:
+        # Reshaping copies where two leading axes cannot be walked with one stride.
+        rows = (math.prod(shape[:-2]), *shape[-2:])
+        x, update = x.reshape(rows), update.reshape(rows)
     inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, update, weight, bias))
-    if torch.compiler.is_compiling() or not grad:
-        total, normed = _forward_op(*inputs)
-    else:
-        total, normed = _ResidualLayerNorm.apply(*inputs)
-    return total.view(shape), normed.view(shape)
+    total, normed = call(_forward_op, _ResidualLayerNorm, reference.forward, (x, update, weight, bias), inputs)
+    return (total, normed) if len(shape) == 3 else (total.view(shape), normed.view(shape))
 
 
 def _check_x(name: str, x: Tensor) -> None:
@@ -229,8 +227,9 @@ def _check_rows(name: str, rows: Tensor, x_name: str, x: Tensor) -> None:
 
 
 def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    for name, vector in (("weight", weight), ("bias", bias)):
-        check_parameter(name, vector, "x", x, "(C,)", x.shape[-1:])
+    shape = (x.shape[-1],)
+    check_parameter("weight", weight, "x", x, "(C,)", shape)
+    check_parameter("bias", bias, "x", x, "(C,)", shape)
     if weight.dtype != bias.dtype:
         raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
 

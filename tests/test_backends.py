@@ -62,6 +62,20 @@ def test_a_backend_that_cannot_run_says_why(backend: str, device: str, reason: s
         region_attention(QKV.to(device), 2, backend=backend)
 
 
+def test_the_library_is_given_no_address_that_is_not_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match="qkv must be on the CPU for backend 'cpu', got meta"):
+        backends.run("region_attention", "forward", "cpu", (), QKV.to("meta"), 2, 1.0, 0.0, 0)
+
+
+def test_a_direct_call_names_a_backend_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = torch.ops.mae_dfer_kernels.region_attention
+    with pytest.raises(ValueError, match="'auto' is none of eager, cpu, triton, cuda"):
+        op(QKV, 2, 1.0, 0.0, 0, "auto")
+    monkeypatch.setattr(backends, "_CUDA_MODULES", {})
+    with pytest.raises(BackendUnavailable, match="'cuda' cannot run this call: there is no CUDA"):
+        op(QKV, 2, 1.0, 0.0, 0, "cuda")
+
+
 def test_missing_native_library_is_no_silent_fallback(without_native: None) -> None:
     with pytest.warns(RuntimeWarning, match="not built.*pip install.*eager"):
         first = region_attention(QKV, 2)

@@ -10,6 +10,7 @@ import os
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 ISA_VARIABLE = "MAE_DFER_KERNELS_ISA"
 """Environment variable that names the instruction set to use (portable, avx2, avx512, avx512_bf16), read at import."""
@@ -58,6 +59,12 @@ def chosen_instruction_set() -> str:
 def choose_instruction_set(name: str) -> None:
     """Use the instruction set of that name from now on, in the whole process; ValueError if it cannot run here."""
     library().choose_instruction_set(name)
+
+
+def check_place(name: str, tensor: Tensor) -> None:
+    """The library reads addresses on the CPU; ValueError for a tensor that is elsewhere."""
+    if not tensor.is_cpu:
+        raise ValueError(f"{name} must be on the CPU for backend 'cpu', got {tensor.device}")
 
 
 def library() -> ModuleType:

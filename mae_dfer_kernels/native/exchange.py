@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.arguments import compute_dtype
 from mae_dfer_kernels.native.rows import address, dense, describe, rows_contiguous
 
 
@@ -16,7 +17,7 @@ def unavailable(x: Tensor, pairs: int) -> str | None:
     """Why the `cpu` backend cannot run this call, or None if it can."""
     if native.LOAD_ERROR is not None:
         return native.LOAD_ERROR
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it takes tensors on the CPU, and x is on {x.device}"
     return None
 
@@ -32,9 +33,10 @@ def forward(
     eps: float,
 ) -> Tensor:
     """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
+    native.check_place("x", x)
     x = rows_contiguous(x)
     out = x.new_empty(x.shape)
-    compute = torch.promote_types(x.dtype, torch.float32)
+    compute = compute_dtype(x)
     inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
     native.library().exchange_forward(
         _shape(x, keys, num_heads), describe(x), *map(address, inputs), out.data_ptr(), eps, torch.get_num_threads()
@@ -54,10 +56,11 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `cpu` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
+    native.check_place("x", x)
     x, grad_out = rows_contiguous(x), rows_contiguous(grad_out)
     pairs, channels = keys.shape[1:]
     shape = _shape(x, keys, num_heads)
-    compute = torch.promote_types(x.dtype, torch.float32)
+    compute = compute_dtype(x)
     inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
     grad_x = x.new_empty(x.shape)
     # Sums of each chunk of a clip's rows, added up in their order: the same bits on any number of threads.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.arguments import compute_dtype
 from mae_dfer_kernels.native.rows import address, dense, describe, rows_contiguous
 
 
@@ -16,7 +17,7 @@ def unavailable(x: Tensor) -> str | None:
     """Why the `cpu` backend cannot run this call, or None if it can."""
     if native.LOAD_ERROR is not None:
         return native.LOAD_ERROR
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it takes tensors on the CPU, and x is on {x.device}"
     return None
 
@@ -31,10 +32,11 @@ def forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The `cpu` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous."""
+    native.check_place("x", x)
     x, update = rows_contiguous(x), rows_contiguous(update)
     groups, rows, channels = x.shape
-    total, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
-    compute = torch.promote_types(x.dtype, torch.float32)
+    total, normed = x.new_empty(groups, rows, channels), x.new_empty(groups, rows, channels, dtype=out_dtype)
+    compute = compute_dtype(x)
     vectors = [dense(vector, compute) for vector in (row_scale, weight, bias)]
     native.library().residual_layer_norm_forward(
         describe(x), describe(update), *map(address, vectors),
@@ -54,11 +56,12 @@ def backward(
     update_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The `cpu` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
+    native.check_place("total", total)
     grad_normed, total = rows_contiguous(grad_normed), total.contiguous()
     if grad_sum is not None:
         grad_sum = rows_contiguous(grad_sum)
     groups, rows, channels = total.shape
-    compute = torch.promote_types(total.dtype, torch.float32)
+    compute = compute_dtype(total)
     grad_x = torch.empty_like(total)
     grad_update = grad_x.new_empty(total.shape, dtype=update_dtype)
     chunks = native.library().residual_layer_norm_chunks(groups, rows)

@@ -14,7 +14,9 @@ def rows_contiguous(tensor: Tensor) -> Tensor:
 
 def dense(tensor: Tensor | None, kind: dtype) -> Tensor | None:
     """Contiguous and of ``kind``."""
-    return None if tensor is None else tensor.to(kind).contiguous()
+    if tensor is None:
+        return None
+    return (tensor if tensor.dtype == kind else tensor.to(kind)).contiguous()
 
 
 def address(tensor: Tensor | None) -> int:
@@ -23,4 +25,5 @@ def address(tensor: Tensor | None) -> int:
 
 def describe(tensor: Tensor) -> tuple[int, int, int, int]:
     """(address, stride of groups, stride of rows, dtype) of a (G, M, C) tensor."""
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), native.DTYPE_CODES[tensor.dtype]
+    group_stride, row_stride, _ = tensor.stride()
+    return tensor.data_ptr(), group_stride, row_stride, native.DTYPE_CODES[tensor.dtype]
