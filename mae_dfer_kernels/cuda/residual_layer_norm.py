@@ -46,11 +46,11 @@ def forward(
     """The `cuda` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous."""
     x, update = device.aligned_rows(x), device.aligned_rows(update)
     total, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
-    scale, weight, bias = (_vector(tensor) for tensor in (row_scale, weight, bias))
+    vectors = [_vector(tensor) for tensor in (row_scale, weight, bias)]
     with device.on_device(x.device):
         device.library().cuda_residual_layer_norm_forward(
-            describe(x), describe(update), address(scale), address(weight), address(bias), total.data_ptr(),
-            normed.data_ptr(), native.DTYPE_CODES[out_dtype], tuple(x.shape), eps, device.stream(x.device),
+            describe(x), describe(update), *map(address, vectors), total.data_ptr(), normed.data_ptr(),
+            native.DTYPE_CODES[out_dtype], tuple(x.shape), eps, device.stream(x.device),
         )  # fmt: skip
     return total, normed
 
