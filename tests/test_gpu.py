@@ -88,8 +88,9 @@ def test_gpu_no_less_exact_than_plain_pytorch(backend: str, case: str, dtype: st
     eager = functools.partial(call, backend="eager")
     exact, plain = results(eager, [tensor.double() for tensor in tensors]), results(eager, tensors)
     for index, (right, rough, ours) in enumerate(zip(exact, plain, found, strict=True)):
-        rounding = torch.finfo(DTYPES[dtype]).eps * right.abs().max()
-        error, allowed = (ours - right).abs().max(), 2 * (rough - right).abs().max() + rounding
+        # Root mean squares: the largest of a few roundings is luck.
+        error, eager_error, size = (part.square().mean().sqrt() for part in (ours - right, rough - right, right))
+        allowed = 2 * eager_error + torch.finfo(DTYPES[dtype]).eps / 8 * size
         assert error <= allowed, f"result {index}: error {error:.3g}, allowed {allowed:.3g}"
     again = results(functools.partial(call, backend=backend), tensors)
     assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True)), "other bits on a second run"

@@ -27,9 +27,12 @@ SDPA_KERNELS = {
 }
 
 
-def largest_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
-    """Of each result the largest error, as a share of the largest exact value."""
-    return [_share(result, right, float("inf")) for result, right in zip(found, exact, strict=True)]
+def single_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Of each result the root mean square of its error, as a share of that of its values.
+
+    The largest of a few roundings would be luck.
+    """
+    return [_share(result, right) for result, right in zip(found, exact, strict=True)]
 
 
 def overall_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
@@ -38,12 +41,12 @@ def overall_errors(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     For models, with hundreds of parameters: that some gradient errs a little more than twice as much as another
     path's is chance, and that one is wrong shows in the mean as well.
     """
-    first, *others = (_share(result, right, 2.0) for result, right in zip(found, exact, strict=True))
+    first, *others = single_errors(found, exact)
     return [first, *([(sum(error**2 for error in others) / len(others)) ** 0.5] if others else [])]
 
 
-def _share(found: Tensor, exact: Tensor, order: float) -> float:
-    error, size = (torch.linalg.vector_norm(part, order) for part in (found.double() - exact, exact))
+def _share(found: Tensor, exact: Tensor) -> float:
+    error, size = (torch.linalg.vector_norm(part) for part in (found.double() - exact, exact))
     return float(error / size.clamp_min(torch.finfo(torch.float64).tiny))
 
 
@@ -73,7 +76,7 @@ class Problem:
     exact: Callable[[], list[Tensor]]
     eager: Call
     leaves: Sequence[Tensor] = ()
-    errors: Callable[[list[Tensor], list[Tensor]], list[float]] = largest_errors
+    errors: Callable[[list[Tensor], list[Tensor]], list[float]] = single_errors
 
 
 @dataclass
