@@ -163,8 +163,12 @@ def test_the_sdpa_model_is_the_eager_one_with_other_attention(monkeypatch: pytes
         assert one.data_ptr() == other.data_ptr() and one is not other and other.requires_grad
 
 
-def test_a_model_can_be_put_on_a_backend() -> None:
-    qkv = torch.randn(2, 5, 3 * 16)
+def test_a_model_can_be_put_on_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv, run, used = torch.randn(2, 5, 3 * 16), backends.run, []
+    monkeypatch.setattr(backends, "run", lambda *given: used.append(given[2]) or run(*given))
+    with variants.auto_is("eager"):
+        region_attention(qkv, 1)
+        assert used == ["eager"], "the public operator lets itself be told"
     with variants.auto_is("eager"):
         assert backends.choose("region_attention", "auto", qkv, 1) == "eager"
         assert backends.choose("region_attention", "cpu", qkv, 1) == "cpu"
