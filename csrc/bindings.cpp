@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
 #if defined(MAE_DFER_CUDA)
@@ -15,7 +16,10 @@ using mae_dfer::DType;
 using mae_dfer::Exchange;
 using mae_dfer::RegionAttention;
 using mae_dfer::ResidualLayerNorm;
-using mae_dfer::StridedRows;
+using mae_dfer::RowsArgument;
+using mae_dfer::input;
+using mae_dfer::output;
+using mae_dfer::rows;
 
 namespace {
 
@@ -57,17 +61,6 @@ void backward(uintptr_t grad_out, int64_t grad_region_stride, int64_t grad_token
   problem.grad_out_token_stride = grad_token_stride;
   mae_dfer::cpu::region_attention_backward(problem);
 }
-
-// (address, group stride, row stride, dtype)
-using RowsArgument = std::tuple<uintptr_t, int64_t, int64_t, int>;
-
-StridedRows rows(const RowsArgument& given) {
-  return {reinterpret_cast<const void*>(std::get<0>(given)), std::get<1>(given), std::get<2>(given),
-          static_cast<DType>(std::get<3>(given))};
-}
-
-const void* input(uintptr_t address) { return reinterpret_cast<const void*>(address); }
-void* output(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 void residual_layer_norm_forward(const RowsArgument& x, const RowsArgument& update, uintptr_t row_scale,
                                  uintptr_t weight, uintptr_t bias, uintptr_t sum, uintptr_t normed, int normed_dtype,

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "arguments.h"
 #include "cuda/ops.h"
 
 namespace py = pybind11;
@@ -18,10 +19,10 @@ using Shape = std::tuple<int, int64_t, int64_t, int64_t, int64_t>;
 RegionAttention describe(const Packed& qkv, uintptr_t result, const Shape& shape, double scale, double dropout_p,
                          uint64_t seed) {
   RegionAttention problem;
-  problem.qkv = reinterpret_cast<const void*>(std::get<0>(qkv));
+  problem.qkv = input(std::get<0>(qkv));
   problem.qkv_region_stride = std::get<1>(qkv);
   problem.qkv_token_stride = std::get<2>(qkv);
-  problem.result = reinterpret_cast<void*>(result);
+  problem.result = output(result);
   problem.dtype = static_cast<DType>(std::get<0>(shape));
   problem.regions = std::get<1>(shape);
   problem.tokens = std::get<2>(shape);
@@ -41,21 +42,13 @@ void forward(const Packed& qkv, uintptr_t out, const Shape& shape, double scale,
 void backward(const Packed& grad_out, const Packed& qkv, uintptr_t grad_qkv, uintptr_t statistics, const Shape& shape,
               double scale, double dropout_p, uint64_t seed, uintptr_t stream) {
   RegionAttention problem = describe(qkv, grad_qkv, shape, scale, dropout_p, seed);
-  problem.grad_out = reinterpret_cast<const void*>(std::get<0>(grad_out));
+  problem.grad_out = input(std::get<0>(grad_out));
   problem.grad_out_region_stride = std::get<1>(grad_out);
   problem.grad_out_token_stride = std::get<2>(grad_out);
   region_attention_backward(problem, reinterpret_cast<float*>(statistics), reinterpret_cast<void*>(stream));
 }
 
-// (address, group stride, row stride, dtype)
-using Rows = std::tuple<uintptr_t, int64_t, int64_t, int>;
-
-StridedRows rows(const Rows& given) {
-  return {reinterpret_cast<const void*>(std::get<0>(given)), std::get<1>(given), std::get<2>(given),
-          static_cast<DType>(std::get<3>(given))};
-}
-
-void layer_norm_forward(const Rows& x, const Rows& update, uintptr_t row_scale, uintptr_t weight, uintptr_t bias,
+void layer_norm_forward(const RowsArgument& x, const RowsArgument& update, uintptr_t row_scale, uintptr_t weight, uintptr_t bias,
                         uintptr_t sum, uintptr_t normed, int normed_dtype,
                         const std::tuple<int64_t, int64_t, int64_t>& shape, double eps, uintptr_t stream) {
   ResidualLayerNorm problem;
@@ -63,33 +56,33 @@ void layer_norm_forward(const Rows& x, const Rows& update, uintptr_t row_scale, 
   problem.eps = eps;
   problem.x = rows(x);
   problem.update = rows(update);
-  problem.row_scale = reinterpret_cast<const void*>(row_scale);
-  problem.weight = reinterpret_cast<const void*>(weight);
-  problem.bias = reinterpret_cast<const void*>(bias);
-  problem.sum = reinterpret_cast<void*>(sum);
-  problem.normed = reinterpret_cast<void*>(normed);
+  problem.row_scale = input(row_scale);
+  problem.weight = input(weight);
+  problem.bias = input(bias);
+  problem.sum = output(sum);
+  problem.normed = output(normed);
   problem.normed_dtype = static_cast<DType>(normed_dtype);
   problem.grad_sum.dtype = problem.grad_normed.dtype = problem.x.dtype;
   residual_layer_norm_forward(problem, reinterpret_cast<void*>(stream));
 }
 
-void layer_norm_backward(const Rows& grad_sum, const Rows& grad_normed, const Rows& sum, uintptr_t row_scale,
+void layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_normed, const RowsArgument& sum, uintptr_t row_scale,
                          uintptr_t weight, uintptr_t grad_x, uintptr_t grad_update, int update_dtype,
                          uintptr_t partial_sums, int64_t blocks, const std::tuple<int64_t, int64_t, int64_t>& shape,
                          double eps, uintptr_t stream) {
   ResidualLayerNorm problem;
   std::tie(problem.groups, problem.rows, problem.channels) = shape;
   problem.eps = eps;
-  problem.sum = reinterpret_cast<void*>(std::get<0>(sum));
+  problem.sum = output(std::get<0>(sum));
   problem.x.dtype = problem.normed_dtype = static_cast<DType>(std::get<3>(sum));
   problem.update.dtype = static_cast<DType>(update_dtype);
-  problem.row_scale = reinterpret_cast<const void*>(row_scale);
-  problem.weight = reinterpret_cast<const void*>(weight);
+  problem.row_scale = input(row_scale);
+  problem.weight = input(weight);
   problem.grad_sum = rows(grad_sum);
   problem.grad_normed = rows(grad_normed);
-  problem.grad_x = reinterpret_cast<void*>(grad_x);
-  problem.grad_update = reinterpret_cast<void*>(grad_update);
-  problem.partial_sums = reinterpret_cast<void*>(partial_sums);
+  problem.grad_x = output(grad_x);
+  problem.grad_update = output(grad_update);
+  problem.partial_sums = output(partial_sums);
   residual_layer_norm_backward(problem, blocks, reinterpret_cast<void*>(stream));
 }
 

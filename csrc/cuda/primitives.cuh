@@ -20,7 +20,6 @@
 // A kernel of at most `threads` threads a block, compiled so that `blocks` of them fit a multiprocessor.
 #define MAE_DFER_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define MAE_DFER_DEVICE __device__ __forceinline__
-#define MAE_DFER_HOST_DEVICE __host__ __device__ __forceinline__
 #define MAE_DFER_UNROLL _Pragma("unroll")
 // Loops whose every turn would otherwise load ahead for the next ones, into registers that are not there.
 #define MAE_DFER_ROLL _Pragma("unroll 1")

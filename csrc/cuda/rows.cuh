@@ -54,7 +54,7 @@ MAE_DFER_DEVICE void store_vector(char* row, DType dtype, unsigned column, float
   copy_16(row + column * 2, words);
 }
 
-MAE_DFER_HOST_DEVICE int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
+MAE_DFER_DEVICE int64_t item_size(DType dtype) { return dtype == DType::float32 ? 4 : 2; }
 
 MAE_DFER_DEVICE const char* row_address(const StridedRows& rows, int64_t rows_per_group, int64_t index) {
   const int64_t group = index / rows_per_group;

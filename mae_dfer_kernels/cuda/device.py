@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from mae_dfer_kernels import native
+from mae_dfer_kernels.gpu import unsuitable
 
-MIN_CAPABILITY = (8, 0)
 # Bytes that the kernels copy at once: rows begin at multiples of it.
 ALIGNMENT = 16
 
@@ -34,27 +33,16 @@ def unavailable(device: torch.device) -> str | None:
     """Why no kernel can run on ``device``, or None if they can."""
     if native.LOAD_ERROR is not None:
         return native.LOAD_ERROR
-    if not getattr(library(), "has_cuda", True):
+    if not library().has_cuda:
         return note()
     if not takes(device):
         return f"it takes tensors on a CUDA device, not on {device.type!r}"
-    if device.type == "cuda":
-        if torch.version.hip is not None:
-            return "it is for NVIDIA GPUs; take backend 'eager' on AMD GPUs"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < MIN_CAPABILITY:
-            return f"the GPU has compute capability {capability[0]}.{capability[1]}; 8.0 (A100) or above is needed"
-    return None
+    return unsuitable(device) if device.type == "cuda" else None
 
 
 def stream(device: torch.device) -> int:
     """The handle of the stream that work is queued on."""
     return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Kernels are launched on the current device, which need not be the tensor's."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def aligned_rows(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mae_dfer_kernels import native
 from mae_dfer_kernels.cuda import device
+from mae_dfer_kernels.gpu import on_device
 
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_TOKENS = 1024
@@ -39,10 +40,9 @@ def unavailable(qkv: Tensor, num_heads: int) -> str | None:
 
 def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
     """The `cuda` backend's forward. ``qkv`` (R, S, 3*H*D) of any strides; returns (R, S, H*D), contiguous."""
-    _check(qkv, num_heads)
     qkv = device.aligned_rows(qkv)
     out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
-    with device.on_device(qkv.device):
+    with on_device(qkv.device):
         device.library().cuda_region_attention_forward(
             _rows(qkv), out.data_ptr(), _shape(qkv, num_heads), scale, dropout_p, seed, device.stream(qkv.device)
         )
@@ -51,22 +51,15 @@ def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: i
 
 def backward(grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int) -> Tensor:
     """The `cuda` backend's backward. ``grad_out`` (R, S, H*D); returns (R, S, 3*H*D), contiguous."""
-    _check(qkv, num_heads)
     qkv, grad_out = device.aligned_rows(qkv), device.aligned_rows(grad_out)
     grad_qkv = qkv.new_empty(qkv.shape)
     statistics = qkv.new_empty(_STATISTICS * qkv.shape[0] * num_heads * qkv.shape[1], dtype=torch.float32)
-    with device.on_device(qkv.device):
+    with on_device(qkv.device):
         device.library().cuda_region_attention_backward(
             _rows(grad_out), _rows(qkv), grad_qkv.data_ptr(), statistics.data_ptr(), _shape(qkv, num_heads),
             scale, dropout_p, seed, device.stream(qkv.device),
         )  # fmt: skip
     return grad_qkv
-
-
-def _check(qkv: Tensor, num_heads: int) -> None:
-    reason = unavailable(qkv, num_heads)
-    if reason is not None:
-        raise ValueError(f"the cuda backend cannot run region attention on qkv: {reason}")
 
 
 def _rows(tensor: Tensor) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mae_dfer_kernels import native
 from mae_dfer_kernels.cuda import device
+from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.native.rows import address, dense, describe
 
 MAX_CHANNELS = 2048
@@ -47,7 +48,7 @@ def forward(
     x, update = device.aligned_rows(x), device.aligned_rows(update)
     total, normed = x.new_empty(x.shape), x.new_empty(x.shape, dtype=out_dtype)
     vectors = [_vector(tensor) for tensor in (row_scale, weight, bias)]
-    with device.on_device(x.device):
+    with on_device(x.device):
         device.library().cuda_residual_layer_norm_forward(
             describe(x), describe(update), *map(address, vectors), total.data_ptr(), normed.data_ptr(),
             native.DTYPE_CODES[out_dtype], tuple(x.shape), eps, device.stream(x.device),
@@ -72,7 +73,7 @@ def backward(
     # One row of sums a block, added up in their order.
     partial_sums = total.new_zeros((blocks, 2, total.shape[2]), dtype=torch.float32)
     scale, wide_weight = _vector(row_scale), _vector(weight)
-    with device.on_device(total.device):
+    with on_device(total.device):
         device.library().cuda_residual_layer_norm_backward(
             (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else describe(grad_sum),
             describe(grad_normed), describe(total), address(scale), address(wide_weight), grad_x.data_ptr(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mae_dfer_kernels.gpu import unsuitable
 
 MIN_TRITON = (3, 6)
 
@@ -38,12 +39,7 @@ def unavailable(device: torch.device) -> str | None:
             f"Triton compiles for GPUs, not for {device.type!r}; take a CUDA device, or set TRITON_INTERPRET=1 "
             "before the first import of triton to have its interpreter run it (slowly)"
         )
-    if torch.version.hip is not None:
-        return "these kernels are tuned and tested for NVIDIA GPUs alone; take backend 'eager' on AMD GPUs"
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return f"the GPU has compute capability {major}.{minor}; 8.0 (A100) or above is needed, or 'eager'"
-    return None
+    return unsuitable(device)
 
 
 def compile_options(num_warps: int) -> dict[str, Any]:
@@ -54,8 +50,3 @@ def compile_options(num_warps: int) -> dict[str, Any]:
 def with_dense_rows(tensor: Tensor) -> Tensor:
     """The kernels take any stride between regions and tokens, but channels side by side."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

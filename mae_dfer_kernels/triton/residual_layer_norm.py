@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.triton import device
-from mae_dfer_kernels.triton.device import compile_options, on_device, with_dense_rows
+from mae_dfer_kernels.triton.device import compile_options, with_dense_rows
 
 if device.IMPORT_ERROR is None:
     from mae_dfer_kernels.triton import residual_layer_norm_rows as kernels

@@ -10,14 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 
 #include "cpu/convert.h"
 #include "cuda/host/machine.h"
 
 #define MAE_DFER_KERNEL(threads, blocks) void
 #define MAE_DFER_DEVICE inline
-#define MAE_DFER_HOST_DEVICE inline
 #define MAE_DFER_UNROLL
 #define MAE_DFER_ROLL
 
