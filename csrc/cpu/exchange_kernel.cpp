@@ -76,10 +76,9 @@ void normalise_rows(const Exchange& problem, int64_t first, int rows, const Layo
     const T* x = read<T>(problem.x, problem, first + i, row);
     const RowStatistics<T> statistics(x, layout.width, static_cast<T>(problem.eps));
     const Vec<T> mean = broadcast<T>(statistics.mean), factor = broadcast<T>(statistics.inverse_deviation);
-    for (int c = 0; c < layout.width; c += kLanes<T>) {
-      const int lanes = layout.width - c;
+    along_row<T>(layout.width, [&](int c, auto lanes) {
       store_part<T>(row + c, (load_part(x + c, lanes) - mean) * factor, lanes);
-    }
+    });
     if (inverse) inverse[i] = statistics.inverse_deviation;
   }
 }
@@ -160,14 +159,14 @@ void forward_chunk(const Exchange& problem, int64_t task, void* memory) {
     multiply<T, true>({probs, kStep, values, layout.stride, layout.pairs}, rows, layout.vectors, block,
                       layout.stride, Epilogue<T>());
     for (int i = 0; i < rows; ++i) {
-      T* const result = block + static_cast<ptrdiff_t>(i) * layout.stride;
+      const T* const branch = block + static_cast<ptrdiff_t>(i) * layout.stride;
       const T* x = read<T>(problem.x, problem, first + i, x_buffer);
-      for (int c = 0; c < layout.width; c += kLanes<T>) {
-        const int lanes = layout.width - c;
-        const Vec<T> branch = load<T>(result + c) + load_part(out_bias + c, lanes);
-        store<T>(result + c, load_part(x + c, lanes) + scale * branch);
-      }
-      write_row<T>(result, problem.out, problem.x.dtype, first + i, layout.width);
+      T* const result = result_row<T>(problem.out, problem.x.dtype, first + i, x_buffer, layout.width);
+      along_row<T>(layout.width, [&](int c, auto lanes) {
+        const Vec<T> value = load<T>(branch + c) + load_part(out_bias + c, lanes);
+        store_part<T>(result + c, load_part(x + c, lanes) + scale * value, lanes);
+      });
+      finish_row<T>(result, problem.out, problem.x.dtype, first + i, layout.width);
     }
   }
 }
@@ -180,36 +179,37 @@ void scale_gradients(const Exchange& problem, int64_t first, int rows, const Lay
   for (int i = 0; i < rows; ++i) {
     T* const row = grads + static_cast<ptrdiff_t>(i) * layout.stride;
     const T* grad = read<T>(problem.grad_out, problem, first + i, row);
-    for (int c = 0; c < layout.width; c += kLanes<T>) {
-      const Vec<T> value = load_part(grad + c, layout.width - c) * scale;
-      store_part<T>(row + c, value, layout.width - c);
+    along_row<T>(layout.width, [&](int c, auto lanes) {
+      const Vec<T> value = load_part(grad + c, lanes) * scale;
+      store_part<T>(row + c, value, lanes);
       store<T>(sums + c, load<T>(sums + c) + value);
-    }
+    });
   }
 }
 
-// grad_x = grad_out + (du - mean(du) - u · mean(du · u)) / deviation; `unit_grads` is overwritten.
+// grad_x = grad_out + (du - mean(du) - u · mean(du · u)) / deviation.
 template <class T>
 void write_gradients(const Exchange& problem, int64_t first, int rows, const Layout<T>& layout, const T* unit,
-                     const T* inverse, T* unit_grads, T* grad_buffer) {
+                     const T* inverse, const T* unit_grads, T* grad_buffer) {
   for (int i = 0; i < rows; ++i) {
     const T* const u = unit + static_cast<ptrdiff_t>(i) * layout.stride;
-    T* const du = unit_grads + static_cast<ptrdiff_t>(i) * layout.stride;
-    Vec<T> sum = broadcast<T>(T(0)), turned = broadcast<T>(T(0));
-    for (int c = 0; c < layout.width; c += kLanes<T>) {
-      const Vec<T> part = load_part(du + c, layout.width - c);
-      sum += part;
-      turned += part * load_part(u + c, layout.width - c);
-    }
-    const Vec<T> mean = broadcast<T>(reduce_add<T>(sum) / static_cast<T>(layout.width));
-    const Vec<T> mean_turned = broadcast<T>(reduce_add<T>(turned) / static_cast<T>(layout.width));
+    const T* const du = unit_grads + static_cast<ptrdiff_t>(i) * layout.stride;
+    RowSum<T> sum, turned;
+    along_row<T>(layout.width, [&](int c, auto lanes) {
+      const Vec<T> part = load_part(du + c, lanes);
+      sum.parts[lanes.part] += part;
+      turned.parts[lanes.part] += part * load_part(u + c, lanes);
+    });
+    const Vec<T> mean = broadcast<T>(sum.total() / static_cast<T>(layout.width));
+    const Vec<T> mean_turned = broadcast<T>(turned.total() / static_cast<T>(layout.width));
     const Vec<T> factor = broadcast<T>(inverse[i]);
     const T* grad = read<T>(problem.grad_out, problem, first + i, grad_buffer);
-    for (int c = 0; c < layout.width; c += kLanes<T>) {
+    T* const result = result_row<T>(problem.grad_x, problem.x.dtype, first + i, grad_buffer, layout.width);
+    along_row<T>(layout.width, [&](int c, auto lanes) {
       const Vec<T> through = (load<T>(du + c) - mean - load<T>(u + c) * mean_turned) * factor;
-      store<T>(du + c, load_part(grad + c, layout.width - c) + through);
-    }
-    write_row<T>(du, problem.grad_x, problem.x.dtype, first + i, layout.width);
+      store_part<T>(result + c, load_part(grad + c, lanes) + through, lanes);
+    });
+    finish_row<T>(result, problem.grad_x, problem.x.dtype, first + i, layout.width);
   }
 }
 

@@ -19,44 +19,68 @@ size_t workspace(const ResidualLayerNorm& problem) {
 }
 
 template <class T>
-T row_scale(const ResidualLayerNorm& problem, int64_t row) {
-  return problem.row_scale ? static_cast<const T*>(problem.row_scale)[row / problem.rows] : T(1);
+T row_scale(const ResidualLayerNorm& problem, int64_t group) {
+  return problem.row_scale ? static_cast<const T*>(problem.row_scale)[group] : T(1);
 }
+
+// A row of a task's chunk: its number among all, and where it lies in its group. Counted on, not divided anew.
+struct RowNumber {
+  int64_t index, end, group, row, rows_per_group;
+
+  static RowNumber first_of(const ResidualLayerNorm& problem, int64_t task) {
+    const int64_t first = task * problem.chunk_rows(), all = problem.groups * problem.rows;
+    const int64_t end = first + problem.chunk_rows() < all ? first + problem.chunk_rows() : all;
+    return {first, end, first / problem.rows, first % problem.rows, problem.rows};
+  }
+  bool inside() const { return index < end; }
+  void next() {
+    ++index;
+    if (++row == rows_per_group) {
+      row = 0;
+      ++group;
+    }
+  }
+  const void* address(const StridedRows& rows) const {
+    return static_cast<const char*>(rows.data) +
+           (group * rows.group_stride + row * rows.row_stride) * item_size(rows.dtype);
+  }
+};
 
 template <class T>
 void forward_chunk(const ResidualLayerNorm& problem, int64_t task, void* memory) {
   const int width = static_cast<int>(problem.channels);
   Workspace<T> buffers(memory);
   T *const x_buffer = buffers.take(width), *const update_buffer = buffers.take(width);
-  T *const total = buffers.take(width), *const normed = buffers.take(width);
+  T *const total_buffer = buffers.take(width), *const normed_buffer = buffers.take(width);
   const T* const weight = static_cast<const T*>(problem.weight);
   const T* const bias = static_cast<const T*>(problem.bias);
   const bool rounds = item_size(problem.x.dtype) != static_cast<int64_t>(sizeof(T));
 
-  const int64_t first = task * problem.chunk_rows(), end = first + problem.chunk_rows();
-  for (int64_t row = first; row < end && row < problem.groups * problem.rows; ++row) {
-    const T* x = read_row<T>(row_address(problem.x, problem.rows, row), problem.x.dtype, x_buffer, width);
-    const T* update =
-        read_row<T>(row_address(problem.update, problem.rows, row), problem.update.dtype, update_buffer, width);
-    const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row));
-    for (int c = 0; c < width; c += kLanes<T>) {
-      const int lanes = width - c;
-      store_part<T>(total + c, load_part(x + c, lanes) + scale * load_part(update + c, lanes), lanes);
-    }
-    write_row<T>(total, problem.sum, problem.x.dtype, row, width);
+  for (RowNumber row = RowNumber::first_of(problem, task); row.inside(); row.next()) {
+    const T* const x = read_row<T>(row.address(problem.x), problem.x.dtype, x_buffer, width);
+    const T* const update = read_row<T>(row.address(problem.update), problem.update.dtype, update_buffer, width);
+    T* const total = result_row<T>(problem.sum, problem.x.dtype, row.index, total_buffer, width);
+    const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row.group));
+    RowSum<T> row_sum;
+    along_row<T>(width, [&](int c, auto lanes) {
+      const Vec<T> value = load_part(x + c, lanes) + scale * load_part(update + c, lanes);
+      store_part<T>(total + c, value, lanes);
+      row_sum.parts[lanes.part] += value;
+    });
     // What is normalised is the sum as it is stored: the backward and the next block know no other.
     if (rounds) {
-      const char* stored = static_cast<const char*>(problem.sum) + row * width * item_size(problem.x.dtype);
+      finish_row<T>(total, problem.sum, problem.x.dtype, row.index, width);
+      const char* stored = static_cast<const char*>(problem.sum) + row.index * width * item_size(problem.x.dtype);
       read_row<T>(stored, problem.x.dtype, total, width);
     }
-    const RowStatistics<T> statistics(total, width, static_cast<T>(problem.eps));
+    const RowStatistics<T> statistics(total, width, static_cast<T>(problem.eps), row_sum.total());
     const Vec<T> mean = broadcast<T>(statistics.mean), inverse = broadcast<T>(statistics.inverse_deviation);
-    for (int c = 0; c < width; c += kLanes<T>) {
-      const int lanes = width - c;
+    T* const normed = result_row<T>(problem.normed, problem.normed_dtype, row.index, normed_buffer, width);
+    along_row<T>(width, [&](int c, auto lanes) {
       const Vec<T> unit = (load_part(total + c, lanes) - mean) * inverse;
       store_part<T>(normed + c, unit * load_part(weight + c, lanes) + load_part(bias + c, lanes), lanes);
-    }
-    write_row<T>(normed, problem.normed, problem.normed_dtype, row, width);
+    });
+    finish_row<T>(normed, problem.normed, problem.normed_dtype, row.index, width);
   }
 }
 
@@ -67,55 +91,57 @@ void backward_chunk(const ResidualLayerNorm& problem, int64_t task, void* memory
   const int width = static_cast<int>(problem.channels);
   Workspace<T> buffers(memory);
   T *const total_buffer = buffers.take(width), *const grad_buffer = buffers.take(width);
-  T *const sum_buffer = buffers.take(width), *const unit = buffers.take(width), *const result = buffers.take(width);
+  T *const sum_buffer = buffers.take(width), *const x_buffer = buffers.take(width);
+  T* const update_buffer = buffers.take(width);
   const T* const weight = static_cast<const T*>(problem.weight);
   T* const weight_sums = static_cast<T*>(problem.partial_sums) + task * 2 * width;
   T* const bias_sums = weight_sums + width;
   for (int c = 0; c < 2 * width; ++c) weight_sums[c] = T(0);
 
   const StridedRows total_rows{problem.sum, problem.rows * problem.channels, problem.channels, problem.x.dtype};
-  const int64_t first = task * problem.chunk_rows(), end = first + problem.chunk_rows();
-  for (int64_t row = first; row < end && row < problem.groups * problem.rows; ++row) {
-    const T* total =
-        read_row<T>(row_address(total_rows, problem.rows, row), total_rows.dtype, total_buffer, width);
-    const T* grad = read_row<T>(row_address(problem.grad_normed, problem.rows, row), problem.grad_normed.dtype,
-                                grad_buffer, width);
-    const T* grad_sum = nullptr;
-    if (problem.grad_sum.data) {
-      grad_sum = read_row<T>(row_address(problem.grad_sum, problem.rows, row), problem.grad_sum.dtype, sum_buffer,
-                             width);
-    }
+  for (RowNumber row = RowNumber::first_of(problem, task); row.inside(); row.next()) {
+    const T* const total = read_row<T>(row.address(total_rows), total_rows.dtype, total_buffer, width);
+    const T* const grad =
+        read_row<T>(row.address(problem.grad_normed), problem.grad_normed.dtype, grad_buffer, width);
     const RowStatistics<T> statistics(total, width, static_cast<T>(problem.eps));
     const Vec<T> mean = broadcast<T>(statistics.mean), inverse = broadcast<T>(statistics.inverse_deviation);
-    Vec<T> sum_g = broadcast<T>(T(0)), sum_gu = broadcast<T>(T(0));
-    for (int c = 0; c < width; c += kLanes<T>) {
-      const int lanes = width - c;
-      const Vec<T> u = (load_part(total + c, lanes) - mean) * inverse;
+    RowSum<T> sum_g, sum_gu;
+    along_row<T>(width, [&](int c, auto lanes) {
+      const Vec<T> unit = (load_part(total + c, lanes) - mean) * inverse;
       const Vec<T> outer = load_part(grad + c, lanes);
-      store_part<T>(unit + c, u, lanes);
-      store_part<T>(weight_sums + c, load_part(weight_sums + c, lanes) + outer * u, lanes);
+      store_part<T>(weight_sums + c, load_part(weight_sums + c, lanes) + outer * unit, lanes);
       store_part<T>(bias_sums + c, load_part(bias_sums + c, lanes) + outer, lanes);
       const Vec<T> g = outer * load_part(weight + c, lanes);
-      sum_g += g;
-      sum_gu += g * u;
-    }
-    const Vec<T> mean_g = broadcast<T>(reduce_add<T>(sum_g) / static_cast<T>(width));
-    const Vec<T> mean_gu = broadcast<T>(reduce_add<T>(sum_gu) / static_cast<T>(width));
-    for (int c = 0; c < width; c += kLanes<T>) {
-      const int lanes = width - c;
+      sum_g.parts[lanes.part] += g;
+      sum_gu.parts[lanes.part] += g * unit;
+    });
+    const Vec<T> mean_g = broadcast<T>(sum_g.total() / static_cast<T>(width));
+    const Vec<T> mean_gu = broadcast<T>(sum_gu.total() / static_cast<T>(width));
+    const auto through_norm = [&](int c, auto lanes) {
+      const Vec<T> unit = (load_part(total + c, lanes) - mean) * inverse;
       const Vec<T> g = load_part(grad + c, lanes) * load_part(weight + c, lanes);
-      Vec<T> value = (g - mean_g - load_part(unit + c, lanes) * mean_gu) * inverse;
-      if (grad_sum) value += load_part(grad_sum + c, lanes);
-      store_part<T>(result + c, value, lanes);
+      return (g - mean_g - unit * mean_gu) * inverse;
+    };
+    T* const grad_x = result_row<T>(problem.grad_x, problem.x.dtype, row.index, x_buffer, width);
+    if (problem.grad_sum.data) {
+      const T* const grad_sum =
+          read_row<T>(row.address(problem.grad_sum), problem.grad_sum.dtype, sum_buffer, width);
+      along_row<T>(width, [&](int c, auto lanes) {
+        store_part<T>(grad_x + c, load_part(grad_sum + c, lanes) + through_norm(c, lanes), lanes);
+      });
+    } else {
+      along_row<T>(width, [&](int c, auto lanes) { store_part<T>(grad_x + c, through_norm(c, lanes), lanes); });
     }
-    write_row<T>(result, problem.grad_x, problem.x.dtype, row, width);
     if (problem.grad_update) {
-      const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row));
-      for (int c = 0; c < width; c += kLanes<T>) {
-        store_part<T>(result + c, load_part(result + c, width - c) * scale, width - c);
-      }
-      write_row<T>(result, problem.grad_update, problem.update.dtype, row, width);
+      T* const grad_update =
+          result_row<T>(problem.grad_update, problem.update.dtype, row.index, update_buffer, width);
+      const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row.group));
+      along_row<T>(width, [&](int c, auto lanes) {
+        store_part<T>(grad_update + c, load_part(grad_x + c, lanes) * scale, lanes);
+      });
+      finish_row<T>(grad_update, problem.grad_update, problem.update.dtype, row.index, width);
     }
+    finish_row<T>(grad_x, problem.grad_x, problem.x.dtype, row.index, width);
   }
 }
 

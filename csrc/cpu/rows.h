@@ -47,34 +47,78 @@ inline const T* read_row(const void* row, DType dtype, T* buffer, int width) {
   return buffer;
 }
 
-// Row `index` of a contiguous matrix of `dtype`, from T.
+// Where row `index` of a contiguous matrix of `dtype` is made: in its own place where that is of type T, else in
+// `buffer`, from where `finish_row` rounds it into its place.
 template <class T>
-inline void write_row(const T* from, void* matrix, DType dtype, int64_t index, int width) {
-  char* const row = static_cast<char*>(matrix) + index * width * item_size(dtype);
-  if (item_size(dtype) == static_cast<int64_t>(sizeof(T))) {
-    narrow_row<T>(from, reinterpret_cast<T*>(row), width);
-  } else if constexpr (sizeof(T) == sizeof(float)) {
+inline T* result_row(void* matrix, DType dtype, int64_t index, T* buffer, int width) {
+  return item_size(dtype) == static_cast<int64_t>(sizeof(T)) ? static_cast<T*>(matrix) + index * width : buffer;
+}
+
+template <class T>
+inline void finish_row(const T* made, void* matrix, DType dtype, int64_t index, int width) {
+  if constexpr (sizeof(T) == sizeof(float)) {
     if (dtype == DType::bfloat16) {
-      narrow_row<T>(from, reinterpret_cast<BFloat16*>(row), width);
-    } else {
-      narrow_row<T>(from, reinterpret_cast<Float16*>(row), width);
+      narrow_row<T>(made, static_cast<BFloat16*>(matrix) + index * width, width);
+    } else if (dtype == DType::float16) {
+      narrow_row<T>(made, static_cast<Float16*>(matrix) + index * width, width);
     }
   }
 }
 
-// A vector of the first `lanes` elements at the address, all of them but at a row's end; zeros beyond.
+// How many lanes a step along a row has: all, as is known when this is compiled, or those left at the row's end.
+// `part` tells neighbouring steps apart: each adds to a sum of its own, so that none waits for the one before.
+constexpr int kParts = 4;
+template <int kPart>
+struct WholeVector {
+  static constexpr int part = kPart;
+};
+struct RowEnd {
+  static constexpr int part = 0;
+  int lanes;
+};
+
+// step(c, lanes) for c = 0, L, 2 L, ... along a row.
+template <class T, class Step>
+inline void along_row(int width, const Step& step) {
+  int c = 0;
+  for (; c + kParts * kLanes<T> <= width; c += kParts * kLanes<T>) {
+    step(c, WholeVector<0>());
+    step(c + kLanes<T>, WholeVector<1>());
+    step(c + 2 * kLanes<T>, WholeVector<2>());
+    step(c + 3 * kLanes<T>, WholeVector<3>());
+  }
+  for (; c + kLanes<T> <= width; c += kLanes<T>) step(c, WholeVector<0>());
+  if (c < width) step(c, RowEnd{width - c});
+}
+
+// Sums of a vector along a row, one for each part.
 template <class T>
-inline Vec<T> load_part(const T* address, int lanes) {
-  if (lanes >= kLanes<T>) return load<T>(address);
-  T part[kLanes<T>] = {};
-  for (int lane = 0; lane < lanes; ++lane) part[lane] = address[lane];
-  return load<T>(part);
+struct RowSum {
+  Vec<T> parts[kParts] = {broadcast<T>(T(0)), broadcast<T>(T(0)), broadcast<T>(T(0)), broadcast<T>(T(0))};
+  T total() const { return reduce_add<T>((parts[0] + parts[1]) + (parts[2] + parts[3])); }
+};
+
+// A vector of the elements at the address, zeros beyond the row's end.
+template <class T, int kPart>
+inline Vec<T> load_part(const T* address, WholeVector<kPart>) {
+  return load<T>(address);
 }
 
 template <class T>
-inline void store_part(T* address, Vec<T> value, int lanes) {
-  if (lanes >= kLanes<T>) return store<T>(address, value);
-  for (int lane = 0; lane < lanes; ++lane) address[lane] = value[lane];
+inline Vec<T> load_part(const T* address, RowEnd end) {
+  T part[kLanes<T>] = {};
+  for (int lane = 0; lane < end.lanes; ++lane) part[lane] = address[lane];
+  return load<T>(part);
+}
+
+template <class T, int kPart>
+inline void store_part(T* address, Vec<T> value, WholeVector<kPart>) {
+  store<T>(address, value);
+}
+
+template <class T>
+inline void store_part(T* address, Vec<T> value, RowEnd end) {
+  for (int lane = 0; lane < end.lanes; ++lane) address[lane] = value[lane];
 }
 
 // The builtins, since std::sqrt is an inline function that the linker could merge across instruction sets.
@@ -87,27 +131,35 @@ template <class T>
 struct RowStatistics {
   T mean, inverse_deviation;
 
-  RowStatistics(const T* row, int width, T eps) {
-    Vec<T> sum = broadcast<T>(T(0));
-    for (int c = 0; c < width; c += kLanes<T>) sum += load_part(row + c, width - c);
-    const T first = reduce_add<T>(sum) / static_cast<T>(width);
+  RowStatistics(const T* row, int width, T eps) : RowStatistics(row, width, eps, sum_of(row, width)) {}
+
+  // Where the row's sum is known already.
+  RowStatistics(const T* row, int width, T eps, T sum) {
+    const T first = sum / static_cast<T>(width);
     const Vec<T> centre = broadcast<T>(first);
-    Vec<T> offs = broadcast<T>(T(0)), squares = broadcast<T>(T(0));
-    int c = 0;
-    for (; c + kLanes<T> <= width; c += kLanes<T>) {
-      const Vec<T> off = load<T>(row + c) - centre;
-      offs += off;
-      squares += off * off;
-    }
+    RowSum<T> offs, squares;
+    const int whole = width / kLanes<T> * kLanes<T>;
+    along_row<T>(whole, [&](int c, auto lanes) {
+      const Vec<T> off = load_part(row + c, lanes) - centre;
+      offs.parts[lanes.part] += off;
+      squares.parts[lanes.part] += off * off;
+    });
     T last_offs = T(0), last_squares = T(0);
-    for (; c < width; ++c) {
+    for (int c = whole; c < width; ++c) {
       last_offs += row[c] - first;
       last_squares += (row[c] - first) * (row[c] - first);
     }
-    const T rest = (reduce_add<T>(offs) + last_offs) / static_cast<T>(width);
+    const T rest = (offs.total() + last_offs) / static_cast<T>(width);
     mean = first + rest;
-    const T variance = (reduce_add<T>(squares) + last_squares) / static_cast<T>(width) - rest * rest;
+    const T variance = (squares.total() + last_squares) / static_cast<T>(width) - rest * rest;
     inverse_deviation = T(1) / square_root((variance > T(0) ? variance : T(0)) + eps);
+  }
+
+ private:
+  static T sum_of(const T* row, int width) {
+    RowSum<T> sum;
+    along_row<T>(width, [&](int c, auto lanes) { sum.parts[lanes.part] += load_part(row + c, lanes); });
+    return sum.total();
   }
 };
 
