@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -47,9 +48,9 @@ def runner(request: pytest.FixtureRequest) -> Iterator[str]:
 class Rows:
     """What the operator takes: (x, keys, key_bias, values, out_bias), row_scale, heads; and a gradient of x's shape."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str = "fp32", scaled: bool = True) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str = "fp32", scaled: bool = True, draw_number: int = 0) -> None:
         clips, groups, rows, channels, self.heads, context = shape
-        generator = torch.Generator().manual_seed(sum(shape))
+        generator = torch.Generator().manual_seed(sum(shape) + 1000 * draw_number)
 
         def draw(*size: int, spread: float = 1.0) -> Tensor:
             return torch.randn(size, generator=generator, dtype=torch.float64) * spread
@@ -90,9 +91,18 @@ def assert_no_less_exact(exact: list[Tensor], eager: list[Tensor], found: list[T
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_no_less_exact_than_plain_pytorch(runner: str, shape: tuple[int, ...], dtype: str) -> None:
-    rows = Rows(shape, dtype, scaled=shape[0] > 1)
-    exact, eager = rows.results(reference.exchange_rows, torch.float64), rows.results(reference.exchange_rows)
-    assert_no_less_exact(exact, eager, rows.fused(runner), rows.x.dtype)
+    # Small shapes are drawn often: the error of a few gradients that nearly cancel is luck.
+    few = math.prod(shape[:4]) < 2000
+    draws = [Rows(shape, dtype, scaled=shape[0] > 1, draw_number=number) for number in range(8 if few else 1)]
+    exact = [rows.results(reference.exchange_rows, torch.float64) for rows in draws]
+    eager = [rows.results(reference.exchange_rows) for rows in draws]
+    found = [rows.fused(runner) for rows in draws]
+    assert_no_less_exact(*map(joined, (exact, eager, found)), draws[0].x.dtype)
+
+
+def joined(draws: list[list[Tensor]]) -> list[Tensor]:
+    """Each result of all draws as one tensor."""
+    return [torch.cat([tensor.flatten() for tensor in results]) for results in zip(*draws, strict=True)]
 
 
 def test_large_logits(runner: str) -> None:
@@ -173,7 +183,7 @@ class Block(nn.Module):
                        attn.proj.bias)  # fmt: skip
 
     def plain(self, local: Tensor, representative: Tensor, row_scale: Tensor) -> Tensor:
-        update = self.attn(self.norm(local).flatten(1, -2), self.context_norm(representative))
+        update = self.attn.cross(local.flatten(1, -2), self.norm, representative, self.context_norm)
         return local + update.view(local.shape) * row_scale.view(-1, *(1 for _ in local.shape[1:]))
 
     def forward(self, local: Tensor, representative: Tensor, row_scale: Tensor | None, **options: Any) -> Tensor:
