@@ -53,7 +53,33 @@ def call(
         return short_cut(op)(*inputs)
 
 
+def plain_autograd_needed() -> bool:
+    """Whether an autograd function would be in the way: of a compiler, of a transform of `torch.func`, of forward-mode
+    differentiation. And whether it would be for nothing, since no gradient is wanted."""
+    return (
+        torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or _in_transform()
+        or _forward_mode._current_level >= 0
+    )
+
+
 def call_without_gradient(op: Any, inputs: tuple[Any, ...]) -> Any:
     """``op(*inputs)`` inside an autograd function, which takes care of the gradient."""
     with _below_autograd():
         return short_cut(op)(*inputs)
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Inside, operators take the dtypes they are given; of device types that know no autocast, too."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a matrix product of ``x`` has: autocast's where it is on, else its own."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return x.dtype

@@ -6,7 +6,6 @@ representative tokens a clip, J = H·K pairs of a head and a representative toke
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from mae_dfer_kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
-from mae_dfer_kernels.calls import call, call_without_gradient
+from mae_dfer_kernels.calls import call, call_without_gradient, without_autocast
 from mae_dfer_kernels.reference import exchange as reference
 
 FORMS = ("auto", "absorbed", "plain")
@@ -183,7 +182,7 @@ def exchange(
         return _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
     wide = compute_dtype(local)
     weights = weights.to(wide)
-    with _without_autocast(local.device.type):
+    with without_autocast(local.device.type):
         absorbed = absorb(context.to(wide), weights, num_heads)
     return _exchange_rows(local, *absorbed, weights.proj_bias, scale, num_heads, eps, backend)
 
@@ -277,12 +276,6 @@ def _exchange_rows(
     inputs = (*tensors, row_scale, num_heads, eps, backend)
     out: Tensor = call(_forward_op, _ExchangeRows, reference.forward, tensors, inputs)
     return out.view(local.shape)
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:

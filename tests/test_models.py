@@ -85,7 +85,7 @@ def test_parameters_of_a_vit_of_the_same_width_and_depth():
     [
         ("lgi_former_base_patch16_160", False, 49.65),
         ("vit_base_patch16_160", False, 80.69),
-        ("lgi_former_base_patch16_160", True, 43.75),  # two projections of every token absorbed by the exchange
+        ("lgi_former_base_patch16_160", True, 41.51),  # two projections of every token absorbed by the exchange
     ],
 )
 def test_multiply_accumulates_of_the_paper(name, fused, gmacs):
@@ -159,8 +159,10 @@ def test_fused_model_calls_the_region_kernel(monkeypatch):
     make(fused_attn=False)(make_clip())
     assert calls == []
     make(fused_attn=True)(make_clip())
-    # Two blocks, each inside the 4 regions of a clip, of 1 + 4 tokens, and among their representative tokens
-    assert calls == [((2 * 4, 5, 3 * 32), 2), ((2, 4, 3 * 32), 2)] * 2
+    # Inside the 4 regions of a clip, of 1 + 4 tokens, and among their representative tokens. In the second block, the
+    # last, nobody needs what local tokens would read.
+    regions, representatives = ((2 * 4, 5, 3 * 32), 2), ((2, 4, 3 * 32), 2)
+    assert calls == [regions, representatives, representatives]
 
 
 def test_compiles_to_one_graph():

@@ -39,7 +39,7 @@ class VideoClassifier(VideoModel):
             UserError: a clip of another shape than configured; the message names both.
         """
         self.check_clip(clip)
-        return self.fc_norm(self.encoder.pool(self.encoder(clip)))
+        return self.fc_norm(self.encoder.pooled(clip))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Logits (B, classes); see :meth:`forward_features`."""

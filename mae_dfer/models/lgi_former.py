@@ -26,6 +26,7 @@ from .layers import (
     patchify,
     sincos_positions,
 )
+from .recompute import with_zero_gradients
 from .regions import gather_tokens, partition, region_order, visible_by_region
 
 
@@ -40,7 +41,7 @@ class LGIBlock(nn.Module):
         dim, share = config.embed_dim, config.share_attention
         self.local_attention, self.global_attention = config.local_attention, config.global_attention
         self.exchange, self.share_attention = config.exchange, share
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate, self.fused = drop_path_rate, config.fused_attn
 
         self.local_norm = layer_norm(dim)
         if config.local_attention == "representative":
@@ -57,56 +58,93 @@ class LGIBlock(nn.Module):
             if share == "none":
                 self.exchange_attn = _attention(config)
         self.mlp_norm = layer_norm(dim)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate, fused=config.fused_attn)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, S, C) → (B, N, S, C)."""
-        x = self._local(x)
-        representative, local = x[:, :, 0], x[:, :, 1:]
+    def forward(self, x: Tensor, wanted: str = "all") -> Tensor:
+        """(B, N, S, C) → (B, N, S', C), the tokens that are ``wanted``.
+
+        S' is S for ``all``, 1 for ``representative``, L for ``local``. What only the others need is not computed,
+        except by the eager block.
+        """
+        if wanted == "representative" and self.fused and self.exchange != "self":
+            return self._representatives(x)
+        representative, local = self._local(x).split((1, x.shape[2] - 1), dim=2)
         if self.global_attention:
             representative = self._global(representative)
         if self.exchange == "cross":
             local = self._exchange(local, representative)
-        x = torch.cat((representative.unsqueeze(2), local), dim=2)
+        if wanted == "local" and self.fused and self.exchange != "self":
+            return self._add_mlp(local)
+        x = torch.cat((representative, local), dim=2)
         if self.exchange == "self":
-            x = x + self._drop_per_region(self._exchange_attention()(self.exchange_norm(x), regional=True))
-        return x + self._drop_per_region(self.mlp(self.mlp_norm(x)))
+            x = x + self._drop_per_region(self._exchange_attention()(x, self.exchange_norm))
+        return select(self._add_mlp(x), wanted)
 
     def _local(self, x: Tensor) -> Tensor:
         """Attention inside each region: of all its tokens, or of the representative token alone."""
         if self.local_attention == "self":
-            return x + self._drop_per_region(self.local_attn(self.local_norm(x), regional=True))
-        representative, local = x[:, :, :1], x[:, :, 1:]
-        update = self.local_attn(self.local_norm(representative), self.local_context_norm(local))
-        return torch.cat((representative + self._drop_per_region(update), local), dim=2)
+            return x + self._drop_per_region(self.local_attn(x, self.local_norm))
+        local = x[:, :, 1:]
+        return torch.cat((self._local_representative(x), local), dim=2)
+
+    def _local_representative(self, x: Tensor) -> Tensor:
+        """What :meth:`_local` makes of the representative tokens, (B, N, 1, C)."""
+        representative, local = x.split((1, x.shape[2] - 1), dim=2)
+        if self.local_attention == "self":
+            update = self.local_attn.cross(representative, self.local_norm, x, self.local_norm)
+        else:
+            update = self.local_attn.cross(representative, self.local_norm, local, self.local_context_norm)
+        return representative + self._drop_per_region(update)
 
     def _global(self, representative: Tensor) -> Tensor:
-        """Self-attention among a clip's representative tokens, (B, N, C)."""
+        """Self-attention among a clip's representative tokens, (B, N, 1, C)."""
         attn = self.local_attn if self.share_attention == "all" else self.global_attn
-        return representative + self._drop_per_clip(attn(self.global_norm(representative), regional=True))
+        update = attn(representative.squeeze(2), self.global_norm)
+        return representative + self._drop_per_clip(update).unsqueeze(2)
 
     def _exchange(self, local: Tensor, representative: Tensor) -> Tensor:
-        """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, C)."""
+        """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, 1, C)."""
         attn, norm = self._exchange_attention(), self.exchange_norm
-        context = self.exchange_context_norm(representative)
         drops = self.training and (attn.attn_drop_rate or attn.drop_rate)
-        if attn.fused and not drops:
+        if self.fused and not drops:
+            context = self.exchange_context_norm(representative.squeeze(2))
             factors = drop_path_factors(local, self.drop_path_rate, self.training, draw_axes=1)
             return exchange(
                 local, context, norm.weight, norm.bias, attn.qkv.weight, attn.q_bias, attn.v_bias, attn.proj.weight,
                 attn.proj.bias, attn.num_heads, row_scale=factors, eps=LAYER_NORM_EPS,
             )  # fmt: skip
-        update = attn(norm(local).flatten(1, 2), context)
+        update = attn.cross(local.flatten(1, 2), norm, representative.squeeze(2), self.exchange_context_norm)
         return local + self._drop_per_clip(update.view(local.shape))
 
     def _exchange_attention(self) -> Attention:
         return self.exchange_attn if self.share_attention == "none" else self.local_attn
+
+    def _add_mlp(self, x: Tensor) -> Tensor:
+        return x + self._drop_per_region(self.mlp(x, self.mlp_norm))
+
+    def _representatives(self, x: Tensor) -> Tensor:
+        """The block's representative tokens (B, N, 1, C): what comes after the exchange changes local tokens alone."""
+        representative = self._local_representative(x)
+        if self.global_attention:
+            representative = self._global(representative)
+        if self.exchange == "cross":
+            # What stochastic depth would draw, so that the MLP's draws are those of the eager block.
+            drop_path_factors(x, self.drop_path_rate, self.training, draw_axes=1)
+            # Modules that are shared with another step have other names.
+            skipped = [parameter for name, parameter in self.named_parameters() if name.startswith("exchange_")]
+            representative = with_zero_gradients(representative, skipped)
+        return self._add_mlp(representative)
 
     def _drop_per_region(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=2)
 
     def _drop_per_clip(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
+
+
+def select(x: Tensor, wanted: str) -> Tensor:
+    """``all``, the ``representative`` or the ``local`` tokens of (B, N, S, C)."""
+    return {"all": x, "representative": x[:, :, :1], "local": x[:, :, 1:]}[wanted]
 
 
 def _attention(config: ModelConfig) -> Attention:
@@ -149,15 +187,17 @@ class LGIEncoder(nn.Module):
         """(B, tokens) bool → (B, N·k) int64 raster indices of visible tokens, k of each region in turn."""
         return visible_by_region(mask, self.order).flatten(1)
 
-    def forward(self, clip: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, clip: Tensor, visible: Tensor | None = None, wanted: str = "all") -> Tensor:
         """Encodes a clip, or its visible tokens alone.
 
         Args:
             clip: (B, 3, frames, height, width).
             visible: (B, N·k) from :meth:`visible_indices`, or None for all tokens.
+            wanted: ``all`` tokens, or the ``representative`` or ``local`` ones alone.
 
         Returns:
-            (B, N, 1 + L, C) or (B, N, 1 + k, C), not normalised.
+            (B, N, 1 + L, C), not normalised; of the representative tokens (B, N, 1, C), of the local (B, N, L, C).
+            L is k where visible tokens alone are encoded.
         """
         patches = patchify(clip, self.config.tubelet_size, self.config.patch_size)
         if visible is None:
@@ -169,15 +209,14 @@ class LGIEncoder(nn.Module):
         local = F.dropout(local, self.config.drop_rate, self.training)
         representative = self.representative_tokens.to(local.dtype).expand(local.shape[0], -1, -1)
         x = torch.cat((representative.unsqueeze(2), local), dim=2)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return x
+        return self.blocks[-1](x, wanted)
 
-    def local_tokens(self, x: Tensor) -> Tensor:
-        """(B, N, 1 + k, C) → (B, N·k, C): what the decoder reads."""
-        return x[:, :, 1:].flatten(1, 2)
+    def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
+        """Visible tokens (B, N·k, C): what the decoder reads."""
+        return self(clip, visible, "local").flatten(1, 2)
 
-    def pool(self, x: Tensor) -> Tensor:
-        """(B, N, S, C) → (B, C), the mean over the tokens that ``config.pool`` names."""
-        tokens = {"representative": x[:, :, :1], "local": x[:, :, 1:], "all": x}[self.config.pool]
-        return tokens.mean(dim=(1, 2))
+    def pooled(self, clip: Tensor) -> Tensor:
+        """(B, C), the mean over the tokens that ``config.pool`` names."""
+        return self(clip, wanted=self.config.pool).mean(dim=(1, 2))

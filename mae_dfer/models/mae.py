@@ -17,7 +17,7 @@ from .vit import ViTBlock
 
 
 class Decoder(nn.Module):
-    """Joint-attention blocks over all tokens; norm and head on the masked ones alone."""
+    """Joint-attention blocks over all tokens; the last one's output, norm and head of the masked ones alone."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -31,9 +31,9 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, num_masked: int) -> Tensor:
         """(B, K + M, E), visible tokens first → (B, M, P)."""
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-        return self.head(self.norm(tokens[:, -num_masked:]))
+        return self.head(self.norm(self.blocks[-1](tokens, num_masked)))
 
 
 class MaskedAutoencoder(VideoModel):
@@ -81,7 +81,7 @@ class MaskedAutoencoder(VideoModel):
 
     def forward_encoder(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Normalised visible tokens (B, K, C) of a clip, in the order of ``visible`` (B, K)."""
-        return self.encoder_norm(self.encoder.local_tokens(self.encoder(clip, visible)))
+        return self.encoder_norm(self.encoder.local_tokens(clip, visible))
 
     def forward_decoder(self, latent: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Predictions (B, M, P) from the latent (B, K, C) and the indices of :meth:`split_tokens`."""

@@ -43,12 +43,20 @@ class ViTBlock(nn.Module):
         self.attn_norm = layer_norm(dim)
         self.attn = Attention(dim, num_heads, attn_drop_rate=attn_drop_rate, drop_rate=drop_rate, fused=fused)
         self.mlp_norm = layer_norm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate, fused=fused)
+        self.fused = fused
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, C) → (B, S, C)."""
-        x = x + self._drop_path(self.attn(self.attn_norm(x)))
-        return x + self._drop_path(self.mlp(self.mlp_norm(x)))
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """(B, S, C) → (B, S, C), or of the last ``wanted`` tokens alone, (B, wanted, C).
+
+        What only the others need is not computed, except by the eager block.
+        """
+        wanted = x.shape[1] if wanted is None else wanted
+        if self.fused and wanted < x.shape[1]:
+            x = x[:, -wanted:] + self._drop_path(self.attn.of_last(x, self.attn_norm, wanted))
+        else:
+            x = x + self._drop_path(self.attn(x, self.attn_norm))
+        return (x + self._drop_path(self.mlp(x, self.mlp_norm)))[:, -wanted:]
 
     def _drop_path(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
@@ -103,10 +111,10 @@ class ViTEncoder(nn.Module):
             x = block(x)
         return x
 
-    def local_tokens(self, x: Tensor) -> Tensor:
-        """What the decoder reads: all of them."""
-        return x
+    def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
+        """Visible tokens (B, K, C): what the decoder reads."""
+        return self(clip, visible)
 
-    def pool(self, x: Tensor) -> Tensor:
-        """(B, S, C) → (B, C), the mean."""
-        return torch.mean(x, dim=1)
+    def pooled(self, clip: Tensor) -> Tensor:
+        """(B, C), the mean over all tokens."""
+        return torch.mean(self(clip), dim=1)

@@ -1,0 +1,147 @@
+"""Linear layers after a LayerNorm or a GELU that do not keep what they multiply: the backward computes it again.
+
+For the gradient of its weights a linear layer needs its input, and so autograd keeps the outputs of LayerNorm and GELU
+beside their inputs, which are kept anyway: six of about twenty activations of a block. Both cost little to repeat.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, without_autocast
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear(norm(x))``: x (…, C), weight (O, C), bias (O,) → (…, O), in autocast's dtype where it is on."""
+    if plain_autograd_needed():
+        return F.linear(norm(x), weight, bias)
+    dtype = autocast_dtype(x)
+    return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight.to(dtype), bias.to(dtype))
+
+
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``linear(gelu(x))`` with the exact (erf) GELU; shapes and dtype as for :func:`norm_linear`."""
+    if plain_autograd_needed():
+        return F.linear(F.gelu(x), weight, bias)
+    dtype = autocast_dtype(x)
+    return _GeluLinear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def _linear_of_norm(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    normed = F.layer_norm(x.to(norm_weight.dtype), norm_weight.shape, norm_weight, norm_bias, eps)
+    return F.linear(normed.to(weight.dtype), weight, bias)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        with without_autocast(x.device.type):
+            normed, mean, inverse = _normalise(x, norm_weight, norm_bias, eps)
+            out = F.linear(normed.to(weight.dtype), weight, bias)
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, mean, inverse)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm_weight, norm_bias, weight, bias, mean, inverse = ctx.saved_tensors
+        wants_x, *wants_norm = ctx.needs_input_grad[:3]
+        wants_weight, wants_bias = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            wanted = (wants_x, *wants_norm, wants_weight, wants_bias)
+            call = functools.partial(_linear_of_norm, eps=ctx.eps)
+            found = _differentiable_gradient(call, (x, norm_weight, norm_bias, weight, bias), wanted, grad)
+            return *found[:3], None, *found[3:]
+        grad_x = grad_norm_weight = grad_norm_bias = grad_weight = None
+        with without_autocast(x.device.type):
+            if wants_weight:
+                normed, _, _ = _normalise(x, norm_weight, norm_bias, ctx.eps)
+                grad_weight = _weight_gradient(grad, normed.to(weight.dtype))
+                del normed
+            if wants_x or any(wants_norm):
+                wide = x.to(mean.dtype)
+                grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+                    (grad @ weight).to(wide.dtype), wide, norm_weight.shape, mean, inverse, norm_weight, norm_bias,
+                    [wants_x, *wants_norm],
+                )  # fmt: skip
+                grad_x = grad_x.to(x.dtype) if wants_x else None
+        grad_bias = _bias_gradient(grad) if wants_bias else None
+        return grad_x, grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
+
+
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm of the last axis in the dtype of its parameters, and the mean and 1 / deviation for its gradient."""
+    result: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
+    return result
+
+
+def _linear_of_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.linear(F.gelu(x), weight, bias)
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        with without_autocast(x.device.type):
+            return _linear_of_gelu(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return _differentiable_gradient(_linear_of_gelu, ctx.saved_tensors, ctx.needs_input_grad, grad)
+        with without_autocast(x.device.type):
+            grad_weight = _weight_gradient(grad, F.gelu(x)) if wants_weight else None
+            grad_x = torch.ops.aten.gelu_backward(grad @ weight, x) if wants_x else None
+        return grad_x, grad_weight, _bias_gradient(grad) if wants_bias else None
+
+
+def _differentiable_gradient(
+    call: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradient by plain PyTorch, for whoever differentiates it once more."""
+    chosen = [tensor for tensor, wants in zip(inputs, wanted, strict=True) if wants]
+    with without_autocast(grad.device.type):
+        found = iter(torch.autograd.grad(call(*inputs), chosen, grad, create_graph=True))
+    return tuple(next(found) if wants else None for wants in wanted)
+
+
+def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
+    """Σ grad ⊗ row over all rows: (…, O), (…, C) → (O, C)."""
+    return grad.flatten(0, -2).t() @ rows.flatten(0, -2)
+
+
+def _bias_gradient(grad: Tensor) -> Tensor:
+    return grad.flatten(0, -2).sum(dim=0)
+
+
+def with_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """``x``, whose gradient brings zeros to ``parameters`` that it does not depend on.
+
+    Without a gradient, DDP waits for them in vain and AdamW leaves out their weight decay.
+    """
+    return _ZeroGradients.apply(x, *parameters)
+
+
+class _ZeroGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        zeros = [torch.zeros_like(parameter) for parameter in ctx.saved_tensors]
+        return grad, *(zero if wanted else None for zero, wanted in zip(zeros, ctx.needs_input_grad[1:], strict=True))

@@ -1,0 +1,121 @@
+"""Linear layers that compute their input again in the backward: same results, less memory, no gradient missing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mae_dfer
+from mae_dfer.models.recompute import gelu_linear, norm_linear, with_zero_gradients
+
+TINY = "lgi_former_tiny_patch16_160"
+BASE, AUTOENCODER = "lgi_former_base_patch16_160", "mae_lgi_former_base_patch16_160"
+SIZES = {"img_size": (32, 64), "num_frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "region_size": (1, 2, 2)}
+
+
+def tensors(dtype: torch.dtype) -> tuple[Tensor, nn.LayerNorm, nn.Linear]:
+    torch.manual_seed(0)
+    norm, linear = nn.LayerNorm(24, eps=1e-6).to(dtype), nn.Linear(24, 10).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return torch.randn(3, 5, 24, dtype=dtype, requires_grad=True), norm, linear
+
+
+@pytest.mark.parametrize("kind", ["norm", "gelu"])
+def test_gradcheck(kind: str) -> None:
+    x, norm, linear = tensors(torch.float64)
+    if kind == "norm":
+        inputs = (x, *norm.parameters(), *linear.parameters())
+
+        def call(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            with_these = copy.copy(norm)
+            with_these._parameters = {"weight": norm_weight, "bias": norm_bias}
+            return norm_linear(x, with_these, weight, bias)
+    else:
+        inputs, call = (x, *linear.parameters()), gelu_linear
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_under_autocast_as_plain(stream: torch.dtype) -> None:
+    """The dtypes of autocast's own operators; and all gradients, which must come back in those of the parameters."""
+    found = []
+    for fused in (True, False):
+        x, norm, linear = tensors(torch.float32)
+        low = x.detach().to(stream).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if fused:
+                out = norm_linear(low, norm, linear.weight, linear.bias)
+            else:
+                out = F.linear(norm(low), linear.weight, linear.bias)
+        out.float().square().sum().backward()
+        found.append([out, low.grad, *(parameter.grad for parameter in (*norm.parameters(), *linear.parameters()))])
+    for ours, plain in zip(*found, strict=True):
+        assert ours.dtype == plain.dtype
+        torch.testing.assert_close(ours, plain, rtol=0.03, atol=0.1)
+
+
+def test_zero_gradients_reach_every_parameter() -> None:
+    """What the last block skips has zero gradients, never None, and AdamW decays its weights as the eager model's."""
+    clip = torch.randn(2, 3, 4, 32, 64)
+    models = [mae_dfer.create_model(TINY, fused_attn=fused, **SIZES) for fused in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        model.double()(clip.double()).square().sum().backward()
+    fused, eager = (dict(model.named_parameters()) for model in models)
+    skipped = [name for name, parameter in fused.items() if not parameter.grad.any()]
+    assert any("blocks.1.exchange_attn" in name for name in skipped)
+    for name, parameter in eager.items():
+        torch.testing.assert_close(fused[name].grad, parameter.grad, rtol=1e-10, atol=1e-12, msg=name)
+    x, parameter = torch.ones(2, requires_grad=True), torch.full((3,), float("nan"), requires_grad=True)
+    with_zero_gradients(x * 2, [parameter]).sum().backward()
+    assert x.grad.tolist() == [2, 2] and parameter.grad.tolist() == [0, 0, 0]
+
+
+def activation_bytes(name: str, fused: bool) -> int:
+    """Distinct memory that the backward of a training step of two blocks keeps, parameters apart."""
+    model = mae_dfer.create_model(name, fused_attn=fused, depth=2)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = [torch.randn(1, 3, 16, 160, 160)]
+    if name == AUTOENCODER:
+        mask = torch.ones(8, 10, 10, dtype=torch.bool)
+        mask[:, ::5, ::2] = False
+        inputs.append(mask.view(1, 800))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(*inputs).sum()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("name", [BASE, AUTOENCODER])
+def test_keeps_at_most_six_tenths_of_eager(name: str) -> None:
+    assert activation_bytes(name, True) <= 0.6 * activation_bytes(name, False)
+
+
+def test_under_activation_checkpointing() -> None:
+    model = mae_dfer.create_model(TINY, fused_attn=True, drop_path_rate=0.5, **SIZES).train()
+    clip = torch.randn(2, 3, 4, 32, 64)
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model.zero_grad()
+        if checkpointed:
+            out = torch.utils.checkpoint.checkpoint(model, clip, use_reentrant=False)
+        else:
+            out = model(clip)
+        out.square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    for plain, again in zip(*found, strict=True):
+        torch.testing.assert_close(again, plain)
