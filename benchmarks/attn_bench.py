@@ -1,11 +1,14 @@
 """Attention of LGI-Former against its opponents: every variant checked first, then timed in turns.
 
-    python benchmarks/attn_bench.py [--level op|encoder] [--device cpu] [--dtype float32] [--quick] [--json FILE]
+    python benchmarks/attn_bench.py [--level op|block|encoder] [--device cpu] [--dtype float32] [--quick] [--json FILE]
+                                    [--plot FILE]
 
 Levels: ``op``, the steps of a block one by one (attention inside regions of 11, 41 and 101 tokens, the exchange,
-residual + LayerNorm); ``encoder``, whole classifiers. Variants: ``eager`` (plain PyTorch), ``sdpa`` (torch's
-scaled_dot_product_attention), ``compile-…`` (either through torch.compile), ``fused-<backend>`` (ours), ``vit-…``
-(joint attention over all tokens of the same clips: what LGI-Former is there to replace).
+residual + LayerNorm); ``block``, one block; ``encoder``, whole classifiers. Variants: ``eager`` (plain PyTorch),
+``sdpa`` (torch's scaled_dot_product_attention), ``compile-…`` (either through torch.compile), ``fused-<backend>``
+(ours), other packages' where they are installed, ``vit-…`` (joint attention over all tokens of the same clips: what
+LGI-Former is there to replace; ``vit-fused``: with what of ours serves it). ``--plot`` also measures a block on ever
+longer and ever larger clips, and draws how its time and its work grow.
 
 Times are medians, their spread the interquartile range; ``bench/measure.py`` says how time and memory are taken.
 """
@@ -22,10 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from bench.blocks import LARGER, LONGER, PAPER, block_case, sweep_cases
 from bench.encoders import encoder_cases
 from bench.facts import environment
 from bench.measure import Times, check, count_macs, measure, peak_bytes
 from bench.ops import REGIONS, op_cases
+from bench.plot import FORMATS, Point, draw_growth
 from bench.variants import Case, LeftOut, Variant
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -37,7 +42,7 @@ from mae_dfer.files import check_writable, write_atomically
 from mae_dfer.training.hardware import choose_device, has_fast_bf16
 from mae_dfer.training.progress import console
 
-LEVELS, DTYPES, COMPILE = ("op", "encoder"), ("float32", "bfloat16"), ("none", "few", "all")
+LEVELS, DTYPES, COMPILE = ("op", "block", "encoder"), ("float32", "bfloat16"), ("none", "few", "all")
 FIELDS = {
     "macs": "multiply-accumulates of a forward pass by torch's FLOP counter; of the eager code for compile variants",
     "forward_ms": "median of a forward pass without gradients, of one batch",
@@ -78,9 +83,11 @@ class Effort(NamedTuple):
 EFFORTS = {
     ("op", "cpu"): Effort(40, 5, 3.0), ("encoder", "cpu"): Effort(10, 3, 20.0),
     ("op", "cuda"): Effort(40, 10, 3.0), ("encoder", "cuda"): Effort(20, 5, 8.0),
+    ("block", "cpu"): Effort(20, 5, 6.0), ("sweep", "cpu"): Effort(7, 3, 6.0),
+    ("block", "cuda"): Effort(30, 10, 4.0), ("sweep", "cuda"): Effort(15, 5, 2.0),
 }  # fmt: skip
 LIMIT_S = 180.0  # cases begun later have a single round, so that a run with no options ends within four minutes
-QUICK = {"op": Effort(3, 2, 1.0), "encoder": Effort(1, 1, 0.0)}
+QUICK = {"op": Effort(3, 2, 1.0)} | dict.fromkeys(("block", "encoder", "sweep"), Effort(1, 1, 0.0))
 
 
 @dataclass
@@ -93,17 +100,22 @@ class Plan:
     compile_which: str
     quick: bool
     left_out: list[LeftOut]
+    sweep: bool = False
 
     def length(self) -> int:
         """Number of cases."""
-        steps = {"op": len(REGIONS) + 2, "encoder": 1}
-        return sum(steps[level] for level in self.levels) * len(self.dtypes)
+        steps = {"op": len(REGIONS) + 2, "block": 1, "encoder": 1}
+        growing = len(LONGER) + len(LARGER) if self.sweep else 0
+        return sum(steps[level] for level in self.levels) * len(self.dtypes) + growing
 
     def cases(self) -> Iterator[Case]:
         if "op" in self.levels:
             for index, dtype in enumerate(self.dtypes):
                 which = "none" if self.compile_which == "few" and index else self.compile_which
                 yield from op_cases(self.device, dtype, self._clips("op"), which)
+        if "block" in self.levels:
+            for dtype in self.dtypes:
+                yield block_case(self.device, dtype, self._clips("block"), PAPER, self.compile_which)
         if "encoder" in self.levels:
             yield from encoder_cases(self.device, self.dtypes, self._clips("encoder"), self.compile_which)
 
@@ -112,7 +124,7 @@ class Plan:
 
     def _clips(self, level: str) -> int:
         if self.device.type == "cpu":
-            return 2 if level == "op" else 1
+            return 1 if level == "encoder" else 2
         large = torch.cuda.get_device_properties(self.device).total_memory > 30e9
         return 32 if large else 8
 
@@ -156,7 +168,7 @@ def run_case(case: Case, device: torch.device, effort: Effort, show: Show) -> li
         torch._dynamo.reset()  # cases share code, and torch.compile gives up on code that it compiled eight times
     show.step("checking", 0.0)
     check(case, device)
-    counts = [(count_macs(variant), peak_bytes(variant, device)) for variant in case.variants]
+    counts = [(count_macs(variant), peak_bytes(variant.both, device)) for variant in case.variants]
     done = 0
 
     def tick() -> None:
@@ -184,17 +196,27 @@ def make_row(level: str, variant: Variant, macs: int, memory: int, times: Times)
 
 @dataclass
 class Results:
-    """Rows of each case under its title; what was left out; what else is to be known."""
+    """Rows of each case under its title; what was left out; what else is to be known; what grows with the clip."""
 
     groups: list[tuple[str, list[Row]]]
     left_out: list[LeftOut]
     notes: list[str]
+    growth: list[Point]
 
 
 def run(plan: Plan, save: Callable[[Results, bool], None]) -> Results:
     """Everything planned; saved after each case, so that a run cut short is not lost."""
-    results, started = Results([], list(plan.left_out), []), time.perf_counter()
+    results, started = Results([], list(plan.left_out), [], []), time.perf_counter()
     with Show(plan.length()) as show:
+        for axis, size, case in sweep_cases(plan.device, plan.dtypes[0]) if plan.sweep else ():
+            title = f"{case.title}, {plan.dtypes[0]}"
+            show.case(title)
+            rows = run_case(case, plan.device, plan.effort("sweep"), show)
+            results.groups.append((title, rows))
+            results.left_out += case.left_out
+            results.growth += [Point(axis, size, row.variant, row.backward_ms, row.macs / 1e9) for row in rows]
+            save(results, False)
+        started = time.perf_counter()
         for case in plan.cases():
             title = f"{case.title}, {case.variants[0].problem.dtype}"
             show.case(title)
@@ -212,12 +234,13 @@ def run(plan: Plan, save: Callable[[Results, bool], None]) -> Results:
 
 def compare(group: list[Row], row: Row, attribute: str) -> str:
     """How many times as long as ours a variant takes; for ours, the best other one of the same computation."""
-    ours = [getattr(other, attribute) for other in group if "fused" in other.variant]
-    others = [getattr(o, attribute) for o in group if "fused" not in o.variant and "vit" not in o.variant]
+    same = [other for other in group if "vit" not in other.variant]
+    ours = [getattr(other, attribute) for other in same if "fused" in other.variant]
+    others = [getattr(other, attribute) for other in same if "fused" not in other.variant]
     if not ours or not others:
         return ""
     time = getattr(row, attribute)
-    return f"{min(others) / time if 'fused' in row.variant else time / min(ours):.2f}×"
+    return f"{min(others) / time if row.variant.startswith('fused') else time / min(ours):.2f}×"
 
 
 def milliseconds(middle: float, spread: float) -> str:
@@ -256,7 +279,7 @@ def show_left_out(left_out: list[LeftOut]) -> None:
         console.print(f"left out: {', '.join(names)}: {reason}")
 
 
-def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
+def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None, Path | None]:
     parser = Parser(
         prog="python benchmarks/attn_bench.py", description="Checks and times attention, variant by variant."
     )
@@ -268,10 +291,16 @@ def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
         "--compile", choices=COMPILE, help="variants of torch.compile; default few on a CPU, where it takes long"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows, with spread, as JSON")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also measure longer and larger clips, and draw them (PNG, PDF, SVG)"
+    )
     options = parser.parse_args(argv)
     device = choose_device(options.device)
-    if options.json:
-        check_writable(options.json)
+    for file in (options.json, options.plot):
+        if file:
+            check_writable(file)
+    if options.plot and options.plot.suffix not in FORMATS:
+        parser.error(f"--plot {options.plot}: the name must end in {', '.join(FORMATS)}")
     levels = list(LEVELS) if options.level == "all" else [options.level]
     dtypes = list(DTYPES) if options.dtype == "all" else [options.dtype]
     which = options.compile or ("none" if options.quick else "few" if device.type == "cpu" else "all")
@@ -285,12 +314,13 @@ def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None]:
     elif which == "few" and "op" in levels:
         reason = f"at 101 tokens a region, and in {dtypes[0]}, alone: --compile all does the rest"
         left_out.append(LeftOut("region_attention", [], "all", "compile", reason))
-    return Plan(device, levels, dtypes, which, options.quick, left_out), options.json
+    sweep = options.plot is not None
+    return Plan(device, levels, dtypes, which, options.quick, left_out, sweep), options.json, options.plot
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    plan, file = parse(argv)
+    plan, file, picture = parse(argv)
     facts, started = environment(plan.device), time.perf_counter()
 
     def save(results: Results, complete: bool) -> None:
@@ -310,8 +340,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_left_out(results.left_out)
     for note in results.notes:
         console.print(f"note: {note}")
-    if file is not None:
-        console.print(f"wrote {file}")
+    if picture is not None:
+        draw_growth(results.growth, picture, f"{name}, {plan.dtypes[0]}")
+    for written in (file, picture):
+        if written is not None:
+            console.print(f"wrote {written}")
     return 0
 
 

@@ -8,7 +8,7 @@ Stages, each with its own budget of time; one that fails or runs out of it says 
 2. tests: those that run kernels on the GPU. At least one must have put something on it;
 3. memcheck and racecheck of compute-sanitizer on a small case of every operator and backend;
 4. ceilings: copy bandwidth, rate of matrix products;
-5. attn_bench, by level, and train_bench where it is there.
+5. attn_bench, by level, and train_bench.
 
 Writes ``<date>-<device>.json`` and ``.md`` to ``benchmarks/results/``, anew after every stage. Exit code 0 if every
 stage passed or had nothing to run, 1 if not, 2 without a GPU.
@@ -133,10 +133,8 @@ def attn_bench(level: str, seconds: float) -> Outcome:
 
 
 def train_bench(seconds: float) -> Outcome:
-    program = HERE / "train_bench.py"
-    if not program.exists():
-        return Outcome(NOT_RUN, "this version has no train_bench.py")
-    return measured([str(program), "--device", "cuda", "--json"], seconds)
+    program = [str(HERE / "train_bench.py"), "--device", "cuda", "--dtype", "bfloat16", "--json"]
+    return measured(program, seconds)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -155,8 +153,9 @@ def stages() -> list[Stage]:
         Stage("tests", 95, gpu_tests),
         *(Stage(tool, 40, lambda seconds, tool=tool: sanitize(tool, seconds)) for tool in TOOLS),
         Stage("ceilings", 20, ceilings),
-        Stage("attn_bench op", 90, lambda seconds: attn_bench("op", seconds)),
-        Stage("attn_bench encoder", 60, lambda seconds: attn_bench("encoder", seconds)),
+        Stage("attn_bench op", 75, lambda seconds: attn_bench("op", seconds)),
+        Stage("attn_bench block", 25, lambda seconds: attn_bench("block", seconds)),
+        Stage("attn_bench encoder", 50, lambda seconds: attn_bench("encoder", seconds)),
         Stage("train_bench", 45, train_bench),
     ]
 

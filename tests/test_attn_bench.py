@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ if not BENCHMARKS.exists():
 sys.path.insert(0, str(BENCHMARKS))
 
 import attn_bench  # noqa: E402
-from bench import encoders, facts, measure, ops, variants  # noqa: E402
+from bench import blocks, encoders, facts, measure, ops, variants  # noqa: E402
 
 from mae_dfer import create_model  # noqa: E402
 from mae_dfer.models.layers import Attention  # noqa: E402
@@ -88,6 +89,26 @@ def test_whole_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert rows[ours[0]]["macs"] == rows[ours[1]]["macs"] >= rows[ours[2]]["macs"] > 0
 
 
+def test_growth_is_measured_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = [blocks.Size(frames, 32, (2, 1, 2)) for frames in (4, 8)]
+    for module in (blocks, attn_bench):
+        monkeypatch.setattr(module, "LONGER", sizes)
+        monkeypatch.setattr(module, "LARGER", sizes[:1])
+    monkeypatch.setattr(attn_bench, "PAPER", sizes[0])
+    picture, file = tmp_path / "growth.png", tmp_path / "rows.json"
+    arguments = ["--quick", "--level", "block", "--dtype", "float32", "--plot", str(picture), "--json", str(file)]
+    assert attn_bench.main(arguments) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["shape"] for row in rows if row["level"] == "sweep" and row["variant"] == "fused-cpu"] == [
+        [1, 2, 5, 512], [1, 4, 5, 512], [1, 2, 5, 512]
+    ]  # fmt: skip
+    variants_of_block = {row["variant"] for row in rows if row["level"] == "block"}
+    assert variants_of_block == {"eager", "sdpa", "fused-cpu", "vit-sdpa", "vit-fused"}
+    height, width, _ = matplotlib.image.imread(picture).shape
+    assert height > 1000 and width > 1500
+    assert attn_bench.main([*arguments[:-4], "--plot", str(tmp_path / "growth.txt")]) == 2
+
+
 def wrong_output(qkv: Tensor, heads: int, **options: Any) -> Tensor:
     return region_attention(qkv, heads, **options) * 1.001
 
@@ -148,7 +169,7 @@ def test_memory_is_the_peak_of_forward_and_backward() -> None:
     variant.both()
     # At the peak: exp's result, its gradient times that, and x's gradient.
     size = x.numel() * x.element_size()
-    assert 3 * size <= measure.peak_bytes(variant, CPU) < 3.01 * size
+    assert 3 * size <= measure.peak_bytes(variant.both, CPU) < 3.01 * size
 
 
 def test_the_sdpa_model_is_the_eager_one_with_other_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,8 +201,10 @@ def test_ratios_compare_ours_with_the_best_of_the_same_computation() -> None:
     def row(variant: str, time: float) -> attn_bench.Row:
         return attn_bench.Row("op", "op", variant, [1], "float32", 1, time, 0.0, time, 0.0, 1, 1)
 
-    group = [row("eager", 6.0), row("sdpa", 4.0), row("fused-cpu", 2.0), row("vit-sdpa", 1.0)]
-    assert [attn_bench.compare(group, r, "forward_ms") for r in group] == ["3.00×", "2.00×", "2.00×", "0.50×"]
+    times = {"eager": 6.0, "sdpa": 4.0, "fused-cpu": 2.0, "vit-sdpa": 1.0, "vit-fused": 0.5}
+    group = [row(*item) for item in times.items()]
+    found = [attn_bench.compare(group, r, "forward_ms") for r in group]
+    assert found == ["3.00×", "2.00×", "2.00×", "0.50×", "0.25×"]
     assert attn_bench.compare(group[:2], group[0], "forward_ms") == ""
 
 

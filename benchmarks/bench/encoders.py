@@ -8,9 +8,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.variants import Call, Case, Inputs, Problem, Variant, attend_sdpa, auto_is, overall_errors
 from mae_dfer import create_model
@@ -18,6 +19,7 @@ from mae_dfer.models import VideoModel
 from mae_dfer.models.layers import Attention
 from mae_dfer_kernels import backends
 
+Eager = TypeVar("Eager", bound=nn.Module)
 LGI, VIT = "lgi_former_base_patch16_160", "vit_base_patch16_160"
 CLIP = (3, 16, 160, 160)
 
@@ -79,7 +81,7 @@ def draw_inputs(device: torch.device, clips: int) -> Inputs:
 
 
 @torch.no_grad()
-def draw_weights(model: VideoModel) -> VideoModel:
+def draw_weights(model: Eager) -> Eager:
     """Weights as no initialisation leaves them: there many are zero, and what is wrong with those would not show."""
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.02)
@@ -113,11 +115,14 @@ def sharing(model: VideoModel, **overrides: bool) -> VideoModel:
 
 def with_sdpa(model: VideoModel) -> VideoModel:
     """The eager model with every attention by SDPA, those inside regions too."""
-    other = sharing(model)
-    attentions = [module for module in other.modules() if isinstance(module, Attention)]
-    for attention in attentions:
+    return use_sdpa(sharing(model))
+
+
+def use_sdpa(module: Eager) -> Eager:
+    """Changes every attention of an eager module."""
+    for attention in [part for part in module.modules() if isinstance(part, Attention)]:
         attention._attend = functools.partial(_attend_heads, attention.num_heads)
-    return other
+    return module
 
 
 def _attend_heads(num_heads: int, *parts: Tensor) -> Tensor:

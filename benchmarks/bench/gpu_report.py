@@ -47,7 +47,7 @@ def markdown(results: dict[str, Any]) -> str:
         "## Ceilings", ceiling_table(ceilings),
     ]  # fmt: skip
     attention: dict[str, list[Any]] = {"rows": [], "left_out": [], "notes": []}
-    for name in ("attn_bench op", "attn_bench encoder"):
+    for name in ("attn_bench op", "attn_bench block", "attn_bench encoder"):
         for key, found in attention.items():
             found += figures.get(name, {}).get(key, [])
     parts += ["## Attention", attention_table(attention["rows"], ceilings.get("copy_bytes_per_s"))]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.peers import peers
 from bench.variants import (
     SDPA_KERNELS,
     Call,
@@ -52,6 +53,7 @@ def region_case(device: torch.device, dtype: str, clips: int, tokens: int, wante
     case = Case("op", f"region attention, S = {tokens}")
     problem = attention_problem("region_attention", device, dtype, clips * regions, tokens, HEADS)
     add_plain(case, problem, lambda attend: packed_attention(attend, HEADS), device, wanted)
+    add_peers(case, problem, device)
     add_fused(case, problem, lambda name: lambda qkv: region_attention(qkv, HEADS, backend=name))
     for heads in (VIT_HEADS, HEADS):
         vit = attention_problem("vit_attention", device, dtype, clips, joint, heads)
@@ -195,6 +197,15 @@ def add_plain(
 
         counted = make(attend_sdpa)
         case.variants.append(Variant("compile-flex", problem, compiled(make(flex_attention)), counted=counted))
+
+
+def add_peers(case: Case, problem: Problem, device: torch.device) -> None:
+    """Attention of other packages, or why not."""
+    attends, reasons = peers(device, problem.dtype)
+    for name, attend in attends.items():
+        case.variants.append(Variant(name, problem, packed_attention(attend, HEADS)))
+    for name, reason in reasons.items():
+        case.leave_out(problem, name, reason)
 
 
 def add_fused(case: Case, problem: Problem, make: Callable[[str], Call]) -> None:
