@@ -86,6 +86,61 @@ void layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_
   residual_layer_norm_backward(problem, blocks, reinterpret_cast<void*>(stream));
 }
 
+// (clips, groups, rows, channels, heads, pairs a head)
+using ExchangeShape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// (keys, key_bias, values, out_bias, row_scale)
+using ExchangeInputs = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+Exchange describe_exchange(const RowsArgument& x, const ExchangeInputs& inputs, const ExchangeShape& shape,
+                           double eps) {
+  Exchange problem;
+  std::tie(problem.clips, problem.groups, problem.rows, problem.channels, problem.heads, problem.context) = shape;
+  problem.eps = eps;
+  problem.x = rows(x);
+  problem.grad_out.dtype = problem.x.dtype;
+  problem.keys = input(std::get<0>(inputs));
+  problem.key_bias = input(std::get<1>(inputs));
+  problem.values = input(std::get<2>(inputs));
+  problem.out_bias = input(std::get<3>(inputs));
+  problem.row_scale = input(std::get<4>(inputs));
+  return problem;
+}
+
+void exchange_forward_rows(const RowsArgument& x, const ExchangeInputs& inputs, uintptr_t out,
+                           const ExchangeShape& shape, double eps, uintptr_t stream) {
+  Exchange problem = describe_exchange(x, inputs, shape, eps);
+  problem.out = output(out);
+  exchange_forward(problem, reinterpret_cast<void*>(stream));
+}
+
+// `scratch`: probabilities, gradients of scores, statistics. `sums`: of keys, key_bias, values, out_bias.
+void exchange_backward_rows(const RowsArgument& grad_out, const RowsArgument& x, const ExchangeInputs& inputs,
+                            uintptr_t key_sums, uintptr_t grad_x,
+                            const std::tuple<uintptr_t, uintptr_t, uintptr_t>& scratch,
+                            const std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>& sums, int64_t splits,
+                            const ExchangeShape& shape, double eps, uintptr_t stream) {
+  Exchange problem = describe_exchange(x, inputs, shape, eps);
+  problem.grad_out = rows(grad_out);
+  problem.grad_x = output(grad_x);
+  problem.sums = output(std::get<0>(sums));
+  problem.key_bias_sums = output(std::get<1>(sums));
+  ExchangeBackward backward;
+  backward.key_sums = static_cast<const float*>(input(key_sums));
+  backward.probs = output(std::get<0>(scratch));
+  backward.grad_scores = output(std::get<1>(scratch));
+  backward.statistics = static_cast<float*>(output(std::get<2>(scratch)));
+  backward.grad_keys = static_cast<float*>(output(std::get<0>(sums)));
+  backward.grad_key_bias = static_cast<float*>(output(std::get<1>(sums)));
+  backward.grad_values = static_cast<float*>(output(std::get<2>(sums)));
+  backward.grad_out_bias = static_cast<float*>(output(std::get<3>(sums)));
+  backward.splits = splits;
+  exchange_backward(problem, backward, reinterpret_cast<void*>(stream));
+}
+
+size_t shared_memory_of_exchange(int dtype, int64_t channels, int64_t pairs) {
+  return exchange_shared_memory(static_cast<DType>(dtype), channels, pairs);
+}
+
 }  // namespace
 
 void bind(py::module_& module) {
@@ -93,6 +148,10 @@ void bind(py::module_& module) {
   module.def("cuda_region_attention_backward", &backward, py::call_guard<py::gil_scoped_release>());
   module.def("cuda_residual_layer_norm_forward", &layer_norm_forward, py::call_guard<py::gil_scoped_release>());
   module.def("cuda_residual_layer_norm_backward", &layer_norm_backward, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_exchange_forward", &exchange_forward_rows, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_exchange_backward", &exchange_backward_rows, py::call_guard<py::gil_scoped_release>());
+  module.def("cuda_exchange_shared_memory", &shared_memory_of_exchange);
+  module.def("cuda_available_shared_memory", &available_shared_memory);
 }
 
 }  // namespace cuda
