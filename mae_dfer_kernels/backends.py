@@ -10,6 +10,7 @@ import torch
 
 from mae_dfer_kernels import native, profiling
 from mae_dfer_kernels.cuda import device as cuda_device
+from mae_dfer_kernels.cuda import exchange as cuda_exchange
 from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
 from mae_dfer_kernels.cuda import residual_layer_norm as cuda_residual_layer_norm
 from mae_dfer_kernels.native import exchange as native_exchange
@@ -31,6 +32,7 @@ _MODULES = {
 
 # Operators without kernels of that kind are not here.
 _CUDA_MODULES = {
+    "exchange": cuda_exchange,
     "region_attention": cuda_region_attention,
     "residual_layer_norm": cuda_residual_layer_norm,
 }
