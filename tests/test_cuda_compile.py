@@ -68,3 +68,18 @@ def test_fast_shapes_spill_no_register(kernel: str) -> None:
             assert 2 * threads * numbers["REG"] <= 65536, f"{architecture} {name}: {numbers}"
             checked += 1
     assert checked == 8 * len({architecture for architecture, _ in resources()})
+
+
+@pytest.mark.parametrize("kernel", ["forward_rows", "backward_rows", "backward_pairs"])
+def test_no_exchange_kernel_spills_a_register(kernel: str) -> None:
+    """Of 16-bit types, two blocks fit a multiprocessor."""
+    checked = 0
+    for (architecture, name), numbers in resources().items():
+        match = re.search(rf"exchange_{kernel}<(?:mae_dfer::cuda::)?(\w+)>", name)
+        if match:
+            assert numbers["STACK"] == 0 and numbers["LOCAL"] == 0, f"{architecture} {name} spills: {numbers}"
+            threads = {"forward_rows": 160, "backward_rows": 128, "backward_pairs": 256}[kernel]
+            blocks = 1 if match[1] == "float" else 2
+            assert blocks * threads * numbers["REG"] <= 65536, f"{architecture} {name}: {numbers}"
+            checked += 1
+    assert checked == 3 * len({architecture for architecture, _ in resources()})

@@ -16,6 +16,8 @@ from cuda_on_host import COMPILER, CSRC, compile_sources, link, load, mutated, s
 
 from mae_dfer_kernels import region_attention, residual_layer_norm
 from mae_dfer_kernels.cuda import device
+from mae_dfer_kernels.cuda import exchange as cuda_exchange
+from mae_dfer_kernels.reference import exchange as exchange_reference
 from mae_dfer_kernels.reference import region_attention as reference
 from mae_dfer_kernels.reference import residual_layer_norm as norm_reference
 
@@ -199,6 +201,133 @@ def test_residual_layer_norm(
     assert all(torch.equal(a, b) for a, b in zip(found, case.run(), strict=True))
 
 
+class ExchangeCase:
+    """The exchange of rows likewise: out and the gradients of x, keys, key_bias, values and out_bias.
+
+    ``shape``: clips, groups a clip, rows, channels, heads, representative tokens.
+    """
+
+    def __init__(self, dtype: str, shape: tuple[int, int, int, int, int, int], scaled: bool = True,
+                 eps: float = 1e-6) -> None:  # fmt: skip
+        clips, groups, rows, channels, self.heads, context = shape
+        self.eps = eps
+        generator = torch.Generator().manual_seed(sum(shape))
+
+        def draw(*size: int, spread: float = 1.0) -> torch.Tensor:
+            return torch.randn(size, generator=generator) * spread
+
+        pairs = self.heads * context
+        self.tensors = ((draw(clips * groups, rows, channels) + 2).to(DTYPES[dtype]),
+                        draw(clips, pairs, channels, spread=1.5 * channels**-0.5), draw(clips, pairs),
+                        draw(clips, pairs, channels), draw(channels))  # fmt: skip
+        self.grad = draw(*self.tensors[0].shape).to(DTYPES[dtype])
+        self.scale = torch.linspace(1.25, 0.5, clips) if scaled else None
+        self.exact, self.plain = self._reference(torch.float64), self._reference(DTYPES[dtype])
+
+    def _results(self, call: Callable[..., torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+        leaves = [tensor.to(dtype or tensor.dtype) for tensor in self.tensors]
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        out = call(*leaves, self.scale, self.heads, self.eps)
+        grads = torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
+        return [tensor.detach() for tensor in (out, *grads)]
+
+    def _reference(self, dtype: torch.dtype) -> list[torch.Tensor]:
+        """With operands of one dtype, as the kernels multiply them."""
+        return self._results(exchange_reference.exchange_rows, dtype)
+
+    def run(self) -> list[torch.Tensor]:
+        operator = torch.ops.mae_dfer_kernels.exchange_rows
+        torch.use_deterministic_algorithms(True)  # makes torch fill new memory with NaN
+        try:
+            return self._results(lambda *arguments: operator(*arguments, "cuda"))
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def complaints(self) -> list[str]:
+        return complain(self.run(), self.exact, self.plain)
+
+
+EXCHANGES = {
+    "one-row": ("bf16", (2, 1, 1, 8, 1, 1), False),
+    "no-eps": ("bf16", (2, 1, 5, 24, 2, 3), True, 0.0),  # nor may rows beyond the last divide by 0
+    "one-representative": ("fp16", (2, 2, 9, 40, 3, 1)),
+    "three": ("fp32", (2, 3, 7, 24, 2, 3)),
+    "base": ("bf16", (1, 4, 21, 512, 8, 8)),  # two blocks of rows, four slices of channels
+    "five-fp32": ("fp32", (1, 1, 81, 200, 4, 5), False),
+    "passes": ("fp16", (2, 1, 20, 136, 5, 20)),
+    "long-head": ("bf16", (1, 1, 18, 72, 2, 100)),
+    "long-head-fp32": ("fp32", (2, 1, 5, 40, 1, 129)),
+}
+
+
+@pytest.mark.parametrize("case", EXCHANGES.values(), ids=EXCHANGES.keys())
+def test_exchange(monkeypatch: pytest.MonkeyPatch, host: ModuleType, case: tuple) -> None:
+    use(monkeypatch, host)
+    chosen = ExchangeCase(*case)
+    host.seed(0)
+    found = chosen.run()
+    assert not complain(found, chosen.exact, chosen.plain)
+    host.seed(1)  # another order of threads
+    assert all(torch.equal(a, b) for a, b in zip(found, chosen.run(), strict=True))
+
+
+def test_exchange_whose_rows_are_not_split(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    monkeypatch.setattr(cuda_exchange, "_BLOCKS", 1)
+    assert not ExchangeCase("bf16", (1, 1, 81, 72, 2, 8)).complaints()
+
+
+def test_exchange_of_large_and_far_numbers(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    case = ExchangeCase("fp32", (2, 2, 7, 40, 2, 4))
+    x, keys, *others = case.tensors
+    case.tensors = (x + 1000, keys * 300, *others)
+    case.exact, case.plain = case._reference(torch.float64), case._reference(torch.float32)
+    assert not case.complaints()
+
+
+def test_exchange_of_any_strides(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    case = ExchangeCase("bf16", (2, 3, 7, 24, 2, 3))
+    (x, *others), right = case.tensors, case.run()
+    wide = torch.full((6, 8, 32), float("nan"), dtype=torch.bfloat16)  # beside the representative token of its region
+    wide[:, 1:, 8:] = x
+    case.grad = case.grad.transpose(0, 2).contiguous().transpose(0, 2)
+    for view in (wide[:, 1:, 8:], torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape)):
+        case.tensors = (view, *others)
+        # `detach` keeps the strides, and the results are written over NaN.
+        assert all(torch.equal(a, b) for a, b in zip(right, case.run(), strict=True))
+
+
+def test_exchange_keeps_what_is_not_a_number_to_its_row(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+    case = ExchangeCase("bf16", (2, 1, 19, 40, 2, 3))
+    clean = case.run()[0]
+    case.tensors[0][1, 4, 7] = float("nan")
+    spoilt = case.run()[0]
+    assert spoilt[1, 4].isnan().all()
+    clean[1, 4] = spoilt[1, 4] = 0.0
+    assert torch.equal(clean, spoilt)
+
+
+def test_exchange_says_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch, host: ModuleType) -> None:
+    use(monkeypatch, host)
+
+    def reason(channels: int, pairs: int, dtype: torch.dtype = torch.float32) -> str:
+        return cuda_exchange.unavailable(torch.zeros(1, 2, channels, dtype=dtype), pairs) or ""
+
+    assert reason(2048, 256) == reason(2048, 64, torch.bfloat16) == ""
+    assert "C = 12 channels" in reason(12, 8) and "C = 2056" in reason(2056, 8)
+    assert "J = 257" in reason(64, 257) and "cast it to float32" in reason(64, 8, torch.float64)
+    try:
+        host.limit_shared_memory(99 * 1024)  # of the smaller GPUs
+        assert reason(1024, 64) == reason(2048, 64, torch.bfloat16) == ""
+        assert "C = 2048" in reason(2048, 64) and "101376" in reason(2048, 64)
+        assert not ExchangeCase("fp32", (1, 1, 9, 1024, 1, 2)).complaints()
+    finally:
+        host.limit_shared_memory(227 * 1024)
+
+
 SWAPS = {
     "left-fragment": ("cuda/fragments.cuh", "load_matrices(a, piece(row + lane % 16, 2 * step + lane / 16));",
                       "load_matrices(a, piece(row + lane % 8 + lane / 16 * 8, 2 * step + lane / 8 % 2));", 0),
@@ -211,13 +340,20 @@ SWAPS = {
     "fp32-fragment": ("cuda/fragments.cuh", "a[1] = float_to_bits(c[step][2]);", "a[1] = float_to_bits(c[step][1]);",
                       0),
     "fp32-remainder": ("cuda/fragments.cuh", "multiply_add_tf32(c, a_low, b_high);", "", 0),
+    "exchange-transposed-scores": ("cuda/exchange_pairs.cuh", "turned = matrix % 2 * 2 + matrix / 2", "turned = matrix",
+                                   0),
+    "exchange-rows-of-statistics": ("cuda/exchange_pairs.cuh", "2 * p + 8 * i + e :", "4 * p + 2 * i + e :", 0),
+    "exchange-rows-beyond-the-last": ("cuda/exchange_tile.cuh", "inside ? inverse_square_root(variance + eps) : 0.0f",
+                                      "inverse_square_root(variance + eps)", 0),
+    "fp32-exchange-transposed-scores": ("cuda/exchange_pairs.cuh", "16 * (2 * p + i / 2)", "16 * (p + i / 2 * 4)", 0),
 }  # fmt: skip
 
 
 def removals() -> dict[str, tuple[str, str, str, int]]:
     """Every barrier and every wait of the kernels, each taken out."""
     found = {}
-    for path in (*sorted(CSRC.glob("cuda/*_attention_*.cuh")), CSRC / "cuda/residual_layer_norm.cu"):
+    kernels = (path for name in ("*_attention_*", "exchange_*") for path in sorted(CSRC.glob(f"cuda/{name}.cuh")))
+    for path in (*kernels, CSRC / "cuda/residual_layer_norm.cu"):
         text = path.read_text()
         for statement in sorted(set(re.findall(r"\b(?:sync_block|sync_warp|copy_wait<\d>)\(\);", text))):
             for number in range(text.count(statement)):
@@ -233,14 +369,19 @@ MUTATIONS = SWAPS | removals()
 def test_a_change_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch, objects: Path, tmp_path: Path, name: str
 ) -> None:
-    fp32, norm = name.startswith("fp32"), name.startswith("residual")
-    source = "residual_layer_norm" if norm else "region_attention_f32" if fp32 else "region_attention_bf16"
+    fp32, norm, exchanges = name.startswith("fp32"), name.startswith("residual"), "exchange" in name
+    operator = "exchange" if exchanges else "region_attention"
+    source = "residual_layer_norm" if norm else f"{operator}_{'f32' if fp32 else 'bf16'}"
     module = mutated(objects, tmp_path, MUTATIONS[name], f"cuda/{source}.cu")
     use(monkeypatch, module)
     kinds = [("bf16", 1, 101, 1, 64), ("bf16", 3, 41, 1, 64), ("bf16", 1, 70, 1, 16)]
-    cases: list[Case | NormCase] = [Case(*kind) for kind in ([("fp32", 1, 41, 1, 32)] if fp32 else kinds)]
+    kinds = [("fp32", 1, 41, 1, 32)] if fp32 else kinds
+    cases: list[Case | NormCase | ExchangeCase] = [Case(*kind) for kind in kinds]
     if norm:
         cases = [NormCase(("fp32", "bf16", "bf16"), (3, 9, 64))]
+    if exchanges:
+        monkeypatch.setattr(cuda_exchange, "_BLOCKS", 1)  # one block walks through all rows of a clip
+        cases = [ExchangeCase("fp32" if fp32 else "bf16", (1, 1, 75, 136, 2, 8), eps=0.0)]
     for seed in range(20):
         module.seed(seed)
         for case in cases:

@@ -48,9 +48,10 @@ def cases() -> Iterator[tuple[str, Call, Shapes]]:
             yield name, functools.partial(attend, dropout_p=dropout_p), [(regions, tokens, 3 * HEADS * head_dim)]
     rows, vector, square = (3, 7, 101, CHANNELS), (CHANNELS,), (CHANNELS, CHANNELS)
     yield "norm", add_and_norm, [rows, rows, vector, vector]
-    local, context = (3, 4, 50, CHANNELS), (3, 8, CHANNELS)
     weights = [vector, vector, (3 * CHANNELS, CHANNELS), vector, vector, square, vector]
-    yield "exchange", exchanged, [local, context, *weights]
+    # The base model's number of representative tokens, fewer and more; the last are several passes of the CUDA kernels.
+    for name, tokens in (("exchange", 8), ("exchange-K3", 3), ("exchange-K40", 40)):
+        yield name, exchanged, [(3, 4, 50, CHANNELS), (3, tokens, CHANNELS), *weights]
 
 
 CASES = {name: (call, shapes) for name, call, shapes in cases()}
