@@ -99,15 +99,16 @@ void soften(T* scores, const T* key_bias, const Exchange& problem, int rows) {
   for (int64_t head = 0; head < problem.heads; ++head, key_bias += context) {
     for (int i = 0; i < rows; i += kLanes<T>) {
       T* const column = scores + head * context * kStep + i;
-      Vec<T> top = load<T>(column) + broadcast<T>(key_bias[0]);
+      const Vec<T> to_powers = broadcast<T>(static_cast<T>(kLog2E));
+      Vec<T> top = (load<T>(column) + broadcast<T>(key_bias[0])) * to_powers;
       for (int k = 0; k < context; ++k) {
-        const Vec<T> score = load<T>(column + k * kStep) + broadcast<T>(key_bias[k]);
+        const Vec<T> score = (load<T>(column + k * kStep) + broadcast<T>(key_bias[k])) * to_powers;
         store<T>(column + k * kStep, score);
         top = maximum<T>(score, top);
       }
       Vec<T> sum = broadcast<T>(T(0));
       for (int k = 0; k < context; ++k) {
-        const Vec<T> value = exp_nonpositive<T>(load<T>(column + k * kStep) - top);
+        const Vec<T> value = power_of_two<T>(load<T>(column + k * kStep) - top);
         store<T>(column + k * kStep, value);
         sum += value;
       }

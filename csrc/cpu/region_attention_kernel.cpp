@@ -121,11 +121,11 @@ void forward_task(const RegionAttention& problem, int64_t task, void* memory) {
     const int rows = layout.tokens - first < layout.block ? layout.tokens - first : layout.block;
     const Rows<T> q = rows_as<T>(query + first * problem.qkv_token_stride, problem.qkv_token_stride, rows, layout,
                                  block_rows);
-    Epilogue<T> scaled, normalise;
-    scaled.scale = static_cast<T>(problem.scale);
+    Epilogue<T> to_powers, normalise;
+    to_powers.scale = static_cast<T>(problem.scale * kLog2E);
     normalise.row_scale = inverse_sums;
     multiply<T>({q.data, q.stride, keys_t, layout.score_stride, layout.head_dim}, rows, score_vectors, scores,
-                layout.score_stride, scaled);
+                layout.score_stride, to_powers);
     for (int i = 0; i < rows; ++i) {
       T* const row = scores + static_cast<ptrdiff_t>(i) * layout.score_stride;
       inverse_sums[i] = exponentiate_row<T>(row, layout.tokens, layout.score_width);
@@ -172,10 +172,11 @@ void backward_task(const RegionAttention& problem, int64_t task, void* memory) {
     const int rows = tokens - first < layout.block ? tokens - first : layout.block;
     pack_rows<T>(query + first * stride, stride, rows, layout.head_dim, queries, width);
     pack_rows<T>(grad_out + first * grad_stride, grad_stride, rows, layout.head_dim, grads, width);
-    Epilogue<T> scaled, plain;
+    Epilogue<T> to_powers, scaled, plain;
+    to_powers.scale = static_cast<T>(problem.scale * kLog2E);
     scaled.scale = static_cast<T>(problem.scale);
     multiply<T>({queries, width, keys_t, score_stride, layout.head_dim}, rows, score_vectors, probs, score_stride,
-                scaled);
+                to_powers);
     multiply<T>({grads, width, values_t, score_stride, layout.head_dim}, rows, score_vectors, grad_scores,
                 score_stride, plain);
     for (int i = 0; i < rows; ++i) {

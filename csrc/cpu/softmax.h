@@ -34,9 +34,10 @@ struct Dropout {
   T* factors;
 };
 
-// One row of scores becomes exp(score - maximum), zero in the padding. Returns 1 / Σ.
-template <class T>
-T exponentiate_row(T* row, int tokens, int padded) {
+// One row of scores, in powers of two, becomes 2^(score - maximum), zero in the padding; `put(column, values)` takes it.
+// Returns 1 / Σ.
+template <class T, int kCount, class Put>
+inline T exponentiate(const T* row, int tokens, int padded, const T (&terms)[kCount], const Put& put) {
   const int last = padded - kLanes<T>;
   const IntVec<T> columns = lane_numbers<T>() + splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(last));
   const IntVec<T> inside = columns < splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(tokens));
@@ -46,14 +47,19 @@ T exponentiate_row(T* row, int tokens, int padded) {
   const Vec<T> highest = broadcast<T>(reduce_max<T>(top));
   Vec<T> sum = broadcast<T>(T(0));
   for (int j = 0; j < last; j += kLanes<T>) {
-    const Vec<T> value = exp_nonpositive<T>(load<T>(row + j) - highest);
-    store<T>(row + j, value);
+    const Vec<T> value = power_of_two<T>(load<T>(row + j) - highest, terms);
+    put(j, value);
     sum += value;
   }
-  const Vec<T> value = exp_nonpositive<T>(load<T>(row + last) - highest);
+  const Vec<T> value = power_of_two<T>(load<T>(row + last) - highest, terms);
   const Vec<T> tail = inside ? value : broadcast<T>(T(0));
-  store<T>(row + last, tail);
+  put(last, tail);
   return T(1) / reduce_add<T>(sum + tail);
+}
+
+template <class T>
+T exponentiate_row(T* row, int tokens, int padded) {
+  return exponentiate<T>(row, tokens, padded, Power<T>::kTerms, [&](int j, Vec<T> value) { store<T>(row + j, value); });
 }
 
 template <class T>

@@ -125,57 +125,65 @@ inline T reduce_add(Vec<T> value) {
   return result;
 }
 
-// Per-type constants of exp(x) = 2^n · exp(r), n = round(x / ln 2), |r| <= ln 2 / 2.
+// Per-type constants of 2^x = 2^n · 2^f, n = round(x), |f| <= 1/2, the latter by a polynomial.
 template <class T>
-struct ExpConstants;
+struct Power;
 
 template <>
-struct ExpConstants<float> {
-  // Adding 1.5·2^23 leaves round(x) in the low bits of the sum.
-  static constexpr float kRound = 12582912.0f;
-  static constexpr float kLn2High = 0.693359375f;  // few enough bits that n times it is exact
-  static constexpr float kLn2Low = -2.12194440e-4f;
-  static constexpr float kLowest = -87.3f;  // below, the result would be subnormal
+struct Power<float> {
+  // Adding 1.5·2^23 + 127 leaves round(x) + 127, the exponent of 2^n, in the low bits of the sum.
+  static constexpr float kRound = 12583039.0f;
+  static constexpr float kLowest = -125.0f;     // below, the result could be subnormal
   static constexpr int kMantissaBits = 23;
-  static constexpr int32_t kBias = 127;
-  static constexpr int kDegree = 7;  // the Taylor remainder r^8/8! is below 6e-9
+  // Minimax in the relative error, which is below 2e-9; rounding leaves some 6e-8.
+  static constexpr float kTerms[] = {1.0f,           0.6931471824645996f,    0.24022646248340607f, 0.05550328642129898f,
+                                     0.009618489071726799f, 0.0013399930903688073f, 0.0001534581242594868f};
+  // Below 3e-6: for results that are rounded to 16 bits.
+  static constexpr float kRoughTerms[] = {0.9999992847442627f, 0.6931217908859253f, 0.240247443318367f,
+                                          0.05591785907745361f, 0.009570102207362652f};
 };
 
 template <>
-struct ExpConstants<double> {
-  static constexpr double kRound = 6755399441055744.0;  // 1.5·2^52
-  static constexpr double kLn2High = 6.93147180369123816490e-01;
-  static constexpr double kLn2Low = 1.90821492927058770002e-10;
-  static constexpr double kLowest = -708.3;
+struct Power<double> {
+  static constexpr double kRound = 6755399441056767.0;  // 1.5·2^52 + 1023
+  static constexpr double kLowest = -1021.0;
   static constexpr int kMantissaBits = 52;
-  static constexpr int64_t kBias = 1023;
-  static constexpr int kDegree = 13;
+  // ln(2)^k / k!: the Taylor remainder is below 5e-18.
+  static constexpr double kTerms[] = {1.0,
+                                      6.93147180559945309e-1,
+                                      2.40226506959100712e-1,
+                                      5.55041086648215800e-2,
+                                      9.61812910762847716e-3,
+                                      1.33335581464284434e-3,
+                                      1.54035303933816099e-4,
+                                      1.52527338040598403e-5,
+                                      1.32154867901443095e-6,
+                                      1.01780860092396997e-7,
+                                      7.05491162080112333e-9,
+                                      4.44553827187081150e-10,
+                                      2.56784359934882051e-11,
+                                      1.36914888539041289e-12};
 };
 
-template <class T>
-constexpr T reciprocal_factorial(int n) {
-  T product = 1;
-  for (int i = 2; i <= n; ++i) product *= static_cast<T>(i);
-  return T(1) / product;
+constexpr double kLog2E = 1.44269504088896340736;
+
+// 2^x for x <= 0, by this polynomial; NaN stays NaN, and what would be subnormal is the least that is not.
+template <class T, int kCount>
+inline Vec<T> power_of_two(Vec<T> x, const T (&terms)[kCount]) {
+  using P = Power<T>;
+  const Vec<T> lowest = broadcast<T>(P::kLowest);
+  x = x < lowest ? lowest : x;
+  const Vec<T> shifted = x + broadcast<T>(P::kRound);
+  const Vec<T> f = x - (shifted - broadcast<T>(P::kRound));
+  Vec<T> sum = broadcast<T>(terms[kCount - 1]);
+#pragma GCC unroll 16
+  for (int k = kCount - 2; k >= 0; --k) sum = sum * f + broadcast<T>(terms[k]);
+  return sum * (Vec<T>)((IntVec<T>)shifted << P::kMantissaBits);
 }
 
-// exp(x) for x <= 0; NaN stays NaN, below kLowest gives 0.
 template <class T>
-inline Vec<T> exp_nonpositive(Vec<T> x) {
-  using C = ExpConstants<T>;
-  using Lane = typename VecTypes<T>::Lane;
-  const Vec<T> shifted = x * broadcast<T>(T(1.44269504088896340736)) + broadcast<T>(C::kRound);
-  const Vec<T> n = shifted - broadcast<T>(C::kRound);
-  Vec<T> r = x - n * broadcast<T>(C::kLn2High);
-  r = r - n * broadcast<T>(C::kLn2Low);
-  Vec<T> sum = broadcast<T>(reciprocal_factorial<T>(C::kDegree));
-#pragma GCC unroll 16
-  for (int k = C::kDegree - 1; k >= 0; --k) sum = sum * r + broadcast<T>(reciprocal_factorial<T>(k));
-  // 2^n by its exponent field: the low bits of `shifted` hold n in two's complement, the rest is shifted out.
-  const IntVec<T> exponent =
-      ((IntVec<T>)shifted + splat<IntVec<T>>(static_cast<Lane>(C::kBias))) << C::kMantissaBits;
-  const Vec<T> result = sum * (Vec<T>)exponent;
-  return x < broadcast<T>(C::kLowest) ? broadcast<T>(T(0)) : result;
+inline Vec<T> power_of_two(Vec<T> x) {
+  return power_of_two<T>(x, Power<T>::kTerms);
 }
 
 // 0, 1, 2, ... across the lanes.
