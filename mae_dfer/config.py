@@ -173,7 +173,9 @@ class TrainConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`. Raises :class:`UserError` on a name it does not know."""
+        """The inverse of :meth:`to_dict`. Raises :class:`UserError` on a name or a value that does not belong."""
+        if not isinstance(values, dict):
+            raise UserError(f"settings are names and values, not {values!r}")
         values = dict(values)
         nested = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
         for name, kind in nested.items():
@@ -187,15 +189,23 @@ class TrainConfig:
     def load(path: Path) -> TrainConfig:
         try:
             return TrainConfig.from_dict(json.loads(path.read_text()))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path.parent} is not the folder of an earlier run: it has no {path.name}") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def _build(kind: Any, values: dict[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    for name in values:
+def _build(kind: Any, values: Any) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"settings are names and values, not {values!r}")
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        default = known.get(name)
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if isinstance(default, (bool, int, float, str)) and not isinstance(value, wanted):
+            raise UserError(f"{name} is {value!r}, where a value like {default!r} belongs")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

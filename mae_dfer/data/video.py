@@ -307,6 +307,11 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     Raises: VideoError naming path and reason: missing, empty, truncated or damaged file, no frames.
     """
     path = os.fspath(path)
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        shown = path.encode(errors="backslashreplace").decode()
+        raise VideoError(shown, "its name is not valid UTF-8, which decoders need; rename it") from None
     if os.path.isdir(path):
         names = [n for n in os.listdir(path) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
         if not names:

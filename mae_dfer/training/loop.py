@@ -250,14 +250,20 @@ def _resume(
     found = run.load_latest(task.name, hardware.device)
     if found is None:
         return Position()
-    weights, state = found
+    weights, state, metadata = found
+    for name, value in task.metadata.items():
+        if name == "classes" and metadata.get(name, value) != value:
+            raise UserError(
+                f"{run.path} was trained on other classes ({', '.join(metadata[name])}) than --data has; "
+                "--init-from starts a new run from it"
+            )
     try:
         task.model.load_state_dict(weights)
         optimizers.load_state_dict(state["optimizers"])
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{run.path}: its checkpoint is of another model than these options make ({reason})"
+            f"{run.path}: its checkpoint is of another model than these options make ({reason[:300]})"
         ) from None
     batch_size = state.get("batch_size", task.settings.batch_size)
     if batch_size != task.settings.batch_size:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from ..files import write_atomically
 
 ROWS = ("input", "masked", "reconstruction", "motion")
+LABELS = {"motion": "its motion"}  # of the reconstruction, the row above
 
 
 def draw_reconstruction(
@@ -36,7 +37,7 @@ def draw_reconstruction(
                 axis.set_xticks([])
                 axis.set_yticks([])
                 if column == 0:
-                    axis.set_ylabel(name)
+                    axis.set_ylabel(LABELS.get(name, name))
                 if clip == 0 and row == 0:
                     axis.set_title(f"frame {frame}", fontsize=8)
     _save(figure, path)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -98,8 +99,11 @@ class RunFolder:
         if not self.write:
             return
         record = {"time": round(time.time(), 3), "event": event, **values}
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        with (self.path / "log.jsonl").open("ab+") as file:
+            # A line that a kill cut short stays what it is, and spoils no other.
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
         if "step" in values:
             self._board = self._board or SummaryWriter(str(self.path / "tensorboard"))
             for name, value in values.items():
@@ -143,22 +147,30 @@ class RunFolder:
 
     def load_latest(
         self, stage: str, device: torch.device
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Weights and trainer state of the newest checkpoint that is whole, or None where there is none.
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]] | None:
+        """Weights, trainer state and metadata of the newest checkpoint that is whole, or None where there is none.
 
-        A damaged one is named and the one before it is taken."""
-        for checkpoint in reversed(self.list_checkpoints(stage)):
+        A damaged one is named and the one before it is taken.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole: to begin again is for the user to decide.
+        """
+        listed = self.list_checkpoints(stage)
+        for checkpoint in reversed(listed):
             try:
-                weights, _ = load_weights(checkpoint.weights)
+                weights, metadata = load_weights(checkpoint.weights)
                 state = torch.load(checkpoint.state, map_location=device, weights_only=True)
-                return weights, state
+                return weights, state, metadata
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 if self.write:
                     console.print(
-                        f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason}); trying the one before",
-                        style="yellow",
+                        f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason})", style="yellow"
                     )
+        if listed:
+            raise UserError(
+                f"{self.checkpoints}: none of its {stage} checkpoints can be read; delete them to begin the stage anew"
+            )
         return None
 
     def close(self) -> None:

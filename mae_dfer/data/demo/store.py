@@ -74,6 +74,7 @@ def ensure_demo(
     if _is_whole(folder, limit):
         return folder
     _refuse_foreign(folder)
+    _refuse_smaller(folder, limit)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -92,6 +93,8 @@ def _acquire(lock: FileLock, progress: bool) -> Any:
     try:
         return lock.acquire(timeout=0)
     except Timeout:
+        if not os.path.exists(lock.lock_file):  # nobody has it: it cannot be made here
+            raise PermissionError(f"{lock.lock_file} cannot be made") from None
         if progress:
             Console(stderr=True).print("waiting for another process that draws the demo set")
         return lock.acquire()
@@ -130,6 +133,16 @@ def _refuse_foreign(folder: Path) -> None:
     if foreign or (any(folder.iterdir()) and _read_metadata(folder) is None):
         what = f" ({foreign[0]})" if foreign else ""
         raise UserError(f"{folder} holds files that are not of the demo set{what}; give an empty or a new folder")
+
+
+def _refuse_smaller(folder: Path, limit: int | None) -> None:
+    """A quick look does not take the place of what took minutes to draw."""
+    metadata = _read_metadata(folder)
+    if limit is None or metadata is None or metadata.get("version") != VERSION:
+        return
+    there = metadata.get("limit")
+    if _is_whole(folder, there) and (there is None or there > limit):
+        raise UserError(f"{folder} holds a larger demo set; give another folder for one of {limit} clips a split")
 
 
 def _move(partial: Path, folder: Path) -> None:

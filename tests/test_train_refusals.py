@@ -1,0 +1,148 @@
+"""What a run refuses before it trains, and what it refuses to go on from. The sets are folders of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae_dfer.data.demo import ensure_demo
+from mae_dfer.data.video import VideoError, open_video
+from mae_dfer.errors import UserError
+from mae_dfer.train import main as train
+from mae_dfer.training.run import RunFolder
+
+SMALL = ["--img-size=32", "--patch-size=8", "--num-frames=4", "--region-size=1,2,4", "--embed-dim=16", "--depth=1",
+         "--num-heads=1", "--decoder-embed-dim=16", "--decoder-depth=1", "--decoder-num-heads=1",
+         "--pretrain-mask-ratio=0.5", "--batch-size=4", "--workers=0", "--device=cpu", "--epochs=1"]  # fmt: skip
+
+
+def make_set(folder: Path, classes: str = "left\nright\n") -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for index in range(count):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{split}{index}.png")
+        (folder / f"{split}.txt").write_text("".join(f"{split}{index}.png {index % 2}\n" for index in range(count)))
+    (folder / "classes.txt").write_text(classes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("refusals")
+    folder = make_set(root / "set")
+    assert train(["--data", str(folder), "--output-dir", str(root / "run"), *SMALL]) == 0
+    return folder, root / "run"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--finetune-flip-prob=5"], "flip_prob is a probability"),
+        (["--finetune-rand-augment=nonsense"], "is not understood"),
+        (["--finetune-batch-size=64"], "4 training clips do not fill one batch of 64"),
+        (["--data-root=/nowhere", "--max-bad-files=3"], "4 of 4 pre-training videos that were looked for do not exist"),
+        (["--seed=99999999999999999999"], "--seed must be below"),
+    ],
+)
+def test_before_anything_is_trained(
+    trained: tuple[Path, Path], tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    assert train(["--data", str(trained[0]), "--output-dir", str(path), *SMALL, *options]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not path.exists(), "the name is free for the next try"
+
+
+def test_a_missing_test_video_is_named_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_set(tmp_path / "set")
+    (folder / "test1.png").unlink()
+    assert train(["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 2 test videos" in error and "test1.png" in error and not (tmp_path / "run").exists()
+
+
+def test_other_classes_are_not_resumed(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_set(tmp_path / "other", "up\ndown\n")
+    before = (trained[1] / "metrics.json").read_bytes(), (trained[1] / "config.json").read_bytes()
+    assert train(["--resume", str(trained[1]), "--data", str(other)]) == 2
+    assert "was trained on other classes (left, right)" in capsys.readouterr().err
+    assert before == ((trained[1] / "metrics.json").read_bytes(), (trained[1] / "config.json").read_bytes())
+
+
+def test_a_stage_whose_checkpoints_are_all_damaged_is_not_begun_anew(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    for file in (run / "checkpoints").glob("finetune*"):
+        file.write_bytes(b"damaged")
+    assert train(["--resume", str(run)]) == 2
+    assert "none of its finetune checkpoints can be read" in capsys.readouterr().err
+
+
+def test_another_model_is_told_by_its_tensors(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(["--resume", str(trained[1]), "--embed-dim=32"]) == 2
+    assert "size mismatch for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[1, 2]", "settings are names and values"), ('{"pretrain": 5}', "settings are names and values"),
+        ('{"pretrain": {"epochs": "many"}}', "epochs is 'many'"), ('{"sed": 1}', "did you mean 'seed'"),
+    ],
+)  # fmt: skip
+def test_odd_settings_are_named_with_their_file(
+    tmp_path: Path, content: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert train(["--resume", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and str(tmp_path / "config.json") in error and error.count("\n") == 1
+
+
+def test_a_line_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.log("first")
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"time": 17')
+    run.log("second")
+    run.log("third")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert [json.loads(lines[index])["event"] for index in (0, 2, 3)] == ["first", "second", "third"]
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/clip\xe9.mp4"
+    with open(path, "wb") as file:
+        file.write(b"x")
+    with pytest.raises(VideoError, match="not valid UTF-8") as caught:
+        open_video(os.fsdecode(path))
+    str(caught.value).encode()
+
+
+def test_a_quick_look_takes_no_larger_sets_place(tmp_path: Path) -> None:
+    folder = ensure_demo(tmp_path / "set", progress=False, limit=2)
+    with pytest.raises(UserError, match="holds a larger demo set"):
+        ensure_demo(folder, progress=False, limit=1)
+    assert len(list((folder / "clips").iterdir())) == 4
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which nobody can make a file")
+def test_a_folder_that_cannot_be_made_is_named_at_once() -> None:
+    with pytest.raises(UserError, match="cannot write the demo set"):
+        ensure_demo("/proc/mae_dfer_demo", progress=False, limit=1)
