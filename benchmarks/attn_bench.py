@@ -101,6 +101,7 @@ class Plan:
     quick: bool
     left_out: list[LeftOut]
     sweep: bool = False
+    clips: int | None = None
 
     def length(self) -> int:
         """Number of cases."""
@@ -123,6 +124,8 @@ class Plan:
         return QUICK[level] if self.quick else EFFORTS[level, self.device.type]
 
     def _clips(self, level: str) -> int:
+        if self.clips is not None:
+            return self.clips
         if self.device.type == "cpu":
             return 1 if level == "encoder" else 2
         large = torch.cuda.get_device_properties(self.device).total_memory > 30e9
@@ -286,6 +289,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None, Path | None]:
     parser.add_argument("--level", choices=(*LEVELS, "all"), default="all", help="steps of a block, or whole models")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1 …; auto: a GPU if any")
     parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="all", help="of the activations")
+    parser.add_argument("--clips", type=int, metavar="N", help="of a batch (default: 1 or 2 on a CPU, 8 or 32 else)")
     parser.add_argument("--quick", action="store_true", help="few rounds, nothing compiled: a look, no measurement")
     parser.add_argument(
         "--compile", choices=COMPILE, help="variants of torch.compile; default few on a CPU, where it takes long"
@@ -296,6 +300,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None, Path | None]:
     )
     options = parser.parse_args(argv)
     device = choose_device(options.device)
+    if options.clips is not None and options.clips < 1:
+        parser.error("--clips must be at least 1")
     for file in (options.json, options.plot):
         if file:
             check_writable(file)
@@ -315,7 +321,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Plan, Path | None, Path | None]:
         reason = f"at 101 tokens a region, and in {dtypes[0]}, alone: --compile all does the rest"
         left_out.append(LeftOut("region_attention", [], "all", "compile", reason))
     sweep = options.plot is not None
-    return Plan(device, levels, dtypes, which, options.quick, left_out, sweep), options.json, options.plot
+    plan = Plan(device, levels, dtypes, which, options.quick, left_out, sweep, options.clips)
+    return plan, options.json, options.plot
 
 
 @command

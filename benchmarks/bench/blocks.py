@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.encoders import LGI, draw_weights, use_sdpa
+from bench.encoders import LGI, SLOW_TO_COMPILE, draw_weights, use_sdpa
 from bench.variants import Call, Case, Inputs, Problem, Variant, auto_is, overall_errors
 from mae_dfer.models import ModelConfig
 from mae_dfer.models.lgi_former import LGIBlock
@@ -59,7 +59,9 @@ def block_case(
 
     add("eager", block, lgi)
     add("sdpa", use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0))), lgi)
-    if compile_which != "none":
+    if compile_which == "few":
+        case.leave_out(lgi, "compile", SLOW_TO_COMPILE)
+    elif compile_which == "all":
         plain = use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0)))
         counted = run_block(plain, device, dtype)
         compiled = use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0)))

@@ -22,6 +22,7 @@ from mae_dfer_kernels import backends
 Eager = TypeVar("Eager", bound=nn.Module)
 LGI, VIT = "lgi_former_base_patch16_160", "vit_base_patch16_160"
 CLIP = (3, 16, 160, 160)
+SLOW_TO_COMPILE = "a block takes a minute to compile on two cores; --compile all does"
 
 
 def encoder_cases(device: torch.device, dtypes: list[str], clips: int, compile_which: str) -> Iterator[Case]:
@@ -62,7 +63,7 @@ def encoder_case(
         add("compile-eager", compile_blocks(sharing(eager)), LGI, eager=eager)
         add("compile-sdpa", compile_blocks(with_sdpa(eager)), LGI, eager=sdpa)
     elif compile_which == "few":
-        case.leave_out(problems[LGI], "compile", "a block takes a minute to compile on two cores; --compile all does")
+        case.leave_out(problems[LGI], "compile", SLOW_TO_COMPILE)
     config = models[LGI].config
     probe = torch.empty(1, 101, 3 * config.embed_dim, device=device, dtype=getattr(torch, dtype))
     for name in backends.NAMES[1:]:

@@ -42,7 +42,7 @@ def draw_growth(points: Sequence[Point], path: Path, device: str) -> None:
     for column, (axis, label) in enumerate(AXES.items()):
         chosen = [point for point in points if point.axis == axis]
         for row, (attribute, title) in enumerate(
-            (("milliseconds", "forward + backward, ms a clip"), ("gmac", "multiply-accumulates of a forward, 10⁹"))
+            (("milliseconds", "forward + backward, ms a clip"), ("gmac", "forward, GMAC a clip"))
         ):
             draw_panel(grid[row][column], chosen, attribute)
             if column == 0:
