@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -60,18 +61,28 @@ def test_under_autocast_as_plain(stream: torch.dtype) -> None:
         torch.testing.assert_close(ours, plain, rtol=0.03, atol=0.1)
 
 
-def test_zero_gradients_reach_every_parameter() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pool": "local", "exchange": "none"}, {"share_attention": "all", "local_attention": "representative"},
+     {"pool": "all", "exchange": "self"}, {"exchange": "none", "global_attention": False}],
+    ids=str,
+)  # fmt: skip
+def test_zero_gradients_reach_every_parameter(options: dict[str, Any]) -> None:
     """What the last block skips has zero gradients, never None, and AdamW decays its weights as the eager model's."""
     clip = torch.randn(2, 3, 4, 32, 64)
-    models = [mae_dfer.create_model(TINY, fused_attn=fused, **SIZES) for fused in (True, False)]
+    models = [mae_dfer.create_model(TINY, fused_attn=fused, **SIZES, **options) for fused in (True, False)]
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
         model.double()(clip.double()).square().sum().backward()
     fused, eager = (dict(model.named_parameters()) for model in models)
-    skipped = [name for name, parameter in fused.items() if not parameter.grad.any()]
-    assert any("blocks.1.exchange_attn" in name for name in skipped)
+    assert all(parameter.grad is not None for parameter in fused.values())
+    if not options:
+        skipped = [name for name, parameter in fused.items() if not parameter.grad.any()]
+        assert any("blocks.1.exchange_attn" in name for name in skipped)
     for name, parameter in eager.items():
         torch.testing.assert_close(fused[name].grad, parameter.grad, rtol=1e-10, atol=1e-12, msg=name)
+    # Under a transform nothing of this is in the way.
+    torch.func.grad(lambda clip: models[0](clip).sum())(clip.double())
     x, parameter = torch.ones(2, requires_grad=True), torch.full((3,), float("nan"), requires_grad=True)
     with_zero_gradients(x * 2, [parameter]).sum().backward()
     assert x.grad.tolist() == [2, 2] and parameter.grad.tolist() == [0, 0, 0]

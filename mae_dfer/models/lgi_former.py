@@ -69,11 +69,14 @@ class LGIBlock(nn.Module):
         if wanted == "representative" and self.fused and self.exchange != "self":
             return self._representatives(x)
         representative, local = self._local(x).split((1, x.shape[2] - 1), dim=2)
+        only_local = wanted == "local" and self.fused and self.exchange != "self"
+        if only_local and self.exchange == "none":
+            return self._add_mlp(self._without(local, "global_", self.global_attention))
         if self.global_attention:
             representative = self._global(representative)
         if self.exchange == "cross":
             local = self._exchange(local, representative)
-        if wanted == "local" and self.fused and self.exchange != "self":
+        if only_local:
             return self._add_mlp(local)
         x = torch.cat((representative, local), dim=2)
         if self.exchange == "self":
@@ -127,13 +130,16 @@ class LGIBlock(nn.Module):
         representative = self._local_representative(x)
         if self.global_attention:
             representative = self._global(representative)
-        if self.exchange == "cross":
-            # What stochastic depth would draw, so that the MLP's draws are those of the eager block.
-            drop_path_factors(x, self.drop_path_rate, self.training, draw_axes=1)
-            # Modules that are shared with another step have other names.
-            skipped = [parameter for name, parameter in self.named_parameters() if name.startswith("exchange_")]
-            representative = with_zero_gradients(representative, skipped)
-        return self._add_mlp(representative)
+        return self._add_mlp(self._without(representative, "exchange_", self.exchange == "cross"))
+
+    def _without(self, x: Tensor, step: str, exists: bool) -> Tensor:
+        """``x`` with a step left out, whose names begin with ``step``: its parameters get zero gradients."""
+        if not exists:
+            return x
+        # What stochastic depth would draw, so that the MLP's draws are those of the eager block.
+        drop_path_factors(x, self.drop_path_rate, self.training, draw_axes=1)
+        # What is shared with another step has another name.
+        return with_zero_gradients(x, [value for name, value in self.named_parameters() if name.startswith(step)])
 
     def _drop_per_region(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=2)

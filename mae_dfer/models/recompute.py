@@ -132,6 +132,8 @@ def with_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
     Without a gradient, DDP waits for them in vain and AdamW leaves out their weight decay.
     """
+    if plain_autograd_needed() and not torch.compiler.is_compiling():
+        return x  # a transform of `torch.func` gives zeros itself
     return _ZeroGradients.apply(x, *parameters)
 
 
