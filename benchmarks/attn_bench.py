@@ -180,7 +180,7 @@ def run_case(case: Case, device: torch.device, effort: Effort, show: Show) -> li
         show.step(f"round {done}", 0.3 + 0.7 * done / effort.rounds)
 
     show.step("warming up", 0.3)
-    times = measure(case.variants, device, **effort._asdict(), tick=tick)
+    times = measure(case.variants, device, **effort._asdict(), warm=case.level == "op", tick=tick)
     return [
         make_row(case.level, variant, *count, time)
         for variant, count, time in zip(case.variants, counts, times, strict=True)
@@ -209,7 +209,7 @@ class Results:
 
 def run(plan: Plan, save: Callable[[Results, bool], None]) -> Results:
     """Everything planned; saved after each case, so that a run cut short is not lost."""
-    results, started = Results([], list(plan.left_out), [], []), time.perf_counter()
+    results = Results([], list(plan.left_out), [], [])
     with Show(plan.length()) as show:
         for axis, size, case in sweep_cases(plan.device, plan.dtypes[0]) if plan.sweep else ():
             title = f"{case.title}, {plan.dtypes[0]}"
@@ -266,7 +266,7 @@ def show_table(groups: list[tuple[str, list[Row]]], title: str) -> None:
                 f"  {row.variant}", "×".join(map(str, row.shape)), f"{row.macs / 1e9:.3f}",
                 milliseconds(row.forward_ms, row.forward_iqr_ms), compare(group, row, "forward_ms"),
                 milliseconds(row.backward_ms, row.backward_iqr_ms), compare(group, row, "backward_ms"),
-                f"{row.peak_bytes / 1e6:.1f}", style="bold" if "fused" in row.variant else None,
+                f"{row.peak_bytes / 1e6:.1f}", style="bold" if row.variant.startswith("fused") else None,
             )  # fmt: skip
     console.print(table)
 

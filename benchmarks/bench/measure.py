@@ -5,8 +5,8 @@ PyTorch does in the same dtype, plus an eighth of a rounding. PyTorch's own vari
 noted: torch.compile's sums over many rows, for one, round more than eager's do.
 
 **Times** are taken in rounds in which every variant runs once, in another order each round. On a CPU by the wall
-clock, after an untimed call of the same where that takes but milliseconds: so its input is in the cache, where the step
-before leaves it in a model, and not where the variant before it has left it. On a GPU by events around several calls,
+clock; single operators after an untimed call of the same, so that the input is in the cache, where the step before
+leaves it in a model, and not where the variant before has left it. On a GPU by events around several calls,
 which take different inputs; a kernel that only waits goes first, so that the processor is ahead and what is timed is
 the GPU's work, not the launching of it.
 
@@ -37,7 +37,6 @@ from mae_dfer.errors import UserError
 
 ROUGH = 10.0  # times what ours may err: rounding, not a wrong result
 MEASURE_MS = 2.0  # on a GPU: what lies between two events at least
-WARM_MS = 50.0  # a call of at most this on a CPU is timed after another one
 MAX_REPEATS = 50
 
 
@@ -138,9 +137,9 @@ class Times:
 class Clock:
     """Times one variant's calls, on a GPU several in a row."""
 
-    def __init__(self, variant: Variant, device: torch.device) -> None:
-        self.variant, self.device = variant, device
-        self.repeats, self.host_ms, self.last_ms = [1, 1], [0.0, 0.0], [0.0, 0.0]
+    def __init__(self, variant: Variant, device: torch.device, warm: bool) -> None:
+        self.variant, self.device, self.warm = variant, device, warm
+        self.repeats, self.host_ms = [1, 1], [0.0, 0.0]
         if device.type == "cuda":
             self._settle()
 
@@ -164,12 +163,11 @@ class Clock:
 
     def _time(self, call: Callable[[int], object], index: int) -> float:
         if self.device.type != "cuda":
-            if self.last_ms[index] < WARM_MS:
+            if self.warm:
                 call(0)
             started = time.perf_counter()
             call(0)
-            self.last_ms[index] = (time.perf_counter() - started) * 1e3
-            return self.last_ms[index]
+            return (time.perf_counter() - started) * 1e3
         with torch.cuda.device(self.device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
@@ -184,17 +182,26 @@ class Clock:
 
 
 def measure(
-    variants: list[Variant], device: torch.device, *, rounds: int, least: int, seconds: float, tick: Callable[[], None]
+    variants: list[Variant],
+    device: torch.device,
+    *,
+    rounds: int,
+    least: int,
+    seconds: float,
+    warm: bool,
+    tick: Callable[[], None],
 ) -> list[Times]:
     """Times of each variant: ``rounds`` rounds, or fewer, but ``least``, where ``seconds`` do not suffice.
 
-    The check has warmed everything up, and compiled what is compiled. ``tick`` is called after every round.
+    The check has warmed everything up, and compiled what is compiled. ``warm``: on a CPU, time each call
+    after another one of the same. ``tick`` is called after every round.
     """
-    clocks = [Clock(variant, device) for variant in variants]
+    clocks = [Clock(variant, device, warm) for variant in variants]
     times = [Times() for _ in variants]
     started = time.perf_counter()
     for turn in range(rounds):
-        for place in range(len(clocks)):
+        # Each begins a round in turn, and every other round goes backwards: no variant always follows the same one.
+        for place in range(len(clocks))[:: -1 if turn % 2 else 1]:
             index = (place + turn) % len(clocks)
             times[index].forward.append(clocks[index].forward())
             times[index].both.append(clocks[index].both())

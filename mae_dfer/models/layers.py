@@ -160,7 +160,8 @@ class Attention(nn.Module):
         """softmax(D^-½ q kᵀ) v for (R, S, C) queries and (R, K, C) keys and values."""
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
         drop_rate = self.attn_drop_rate if self.training else 0.0
-        if self.fused:
+        # For a single query SDPA gains nothing, and on a CPU it has no second derivative.
+        if self.fused and q.shape[-2] > 1:
             mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop_rate)
         else:
             weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(dim=-1)
