@@ -174,9 +174,7 @@ class TrainConfig:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`. Raises :class:`UserError` on a name or a value that does not belong."""
-        if not isinstance(values, dict):
-            raise UserError(f"settings are names and values, not {values!r}")
-        values = dict(values)
+        values = dict(_named(values))
         nested = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
         for name, kind in nested.items():
             values[name] = _build(kind, values.get(name, {}))
@@ -197,18 +195,22 @@ class TrainConfig:
             raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
-def _build(kind: Any, values: Any) -> Any:
+def _named(values: Any) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"settings are names and values, not {values!r}")
+    return values
+
+
+def _build(kind: Any, values: Any) -> Any:
     known = {field.name: field.default for field in dataclasses.fields(kind)}
-    for name, value in values.items():
-        default = known.get(name)
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if isinstance(default, (bool, int, float, str)) and not isinstance(value, wanted):
-            raise UserError(f"{name} is {value!r}, where a value like {default!r} belongs")
+    for name, value in _named(values).items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        default = known[name]
+        wanted = (int, float) if isinstance(default, float) else type(default)
+        if isinstance(default, (bool, int, float, str)) and not isinstance(value, wanted):
+            raise UserError(f"{name} is {value!r}, where a value like {default!r} belongs")
     # JSON has no tuples.
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 

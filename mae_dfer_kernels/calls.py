@@ -43,7 +43,7 @@ def call(
     """
     if torch.compiler.is_compiling():
         return op(*inputs)
-    if _in_transform() or _forward_mode._current_level >= 0:
+    if transformed():
         return plain(*inputs[:-1])
     if torch.is_grad_enabled():
         for tensor in tensors:
@@ -53,15 +53,15 @@ def call(
         return short_cut(op)(*inputs)
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is under way."""
+    return _in_transform() or _forward_mode._current_level >= 0
+
+
 def plain_autograd_needed() -> bool:
     """Whether an autograd function would be in the way: of a compiler, of a transform of `torch.func`, of forward-mode
     differentiation. And whether it would be for nothing, since no gradient is wanted."""
-    return (
-        torch.compiler.is_compiling()
-        or not torch.is_grad_enabled()
-        or _in_transform()
-        or _forward_mode._current_level >= 0
-    )
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed()
 
 
 def call_without_gradient(op: Any, inputs: tuple[Any, ...]) -> Any:

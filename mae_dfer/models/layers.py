@@ -127,16 +127,20 @@ class Attention(nn.Module):
 
     def of_last(self, x: Tensor, norm: nn.LayerNorm, wanted: int) -> Tensor:
         """The last ``wanted`` tokens of :meth:`forward`'s result for x (R, S, C), at less cost."""
-        if self.fused and x.shape[1] <= longest_region(x.device):
+        if self._takes_kernel(x):
             # The region kernel has all queries; the others' rows would cost more to leave out than to make.
             return self._output(self._mixed(x, norm)[:, -wanted:])
         return self.cross(x[:, -wanted:], norm, x, norm)
 
     def _mixed(self, rows: Tensor, norm: nn.LayerNorm) -> Tensor:
         packed = self._project(rows, norm, self.qkv.weight, self._bias("qkv"))
-        if self.fused and packed.shape[1] <= longest_region(packed.device):
+        if self._takes_kernel(rows):
             return self._regional(packed)
         return self._attend(*packed.chunk(3, dim=-1))
+
+    def _takes_kernel(self, rows: Tensor) -> bool:
+        """Whether self-attention of (R, S, C) is given to the region kernel."""
+        return self.fused and rows.shape[1] <= longest_region(rows.device)
 
     def cross(self, x: Tensor, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm) -> Tensor:
         """``norm(x)`` (…, S, C) attends to ``context_norm(context)`` (…, K, C) → (…, S, C)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, without_autocast
+from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, transformed, without_autocast
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
@@ -132,8 +132,8 @@ def with_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
     Without a gradient, DDP waits for them in vain and AdamW leaves out their weight decay.
     """
-    if plain_autograd_needed() and not torch.compiler.is_compiling():
-        return x  # a transform of `torch.func` gives zeros itself
+    if transformed():  # it gives zeros itself
+        return x
     return _ZeroGradients.apply(x, *parameters)
 
 
