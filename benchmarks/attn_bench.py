@@ -211,25 +211,27 @@ def run(plan: Plan, save: Callable[[Results, bool], None]) -> Results:
     """Everything planned; saved after each case, so that a run cut short is not lost."""
     results = Results([], list(plan.left_out), [], [])
     with Show(plan.length()) as show:
-        for axis, size, case in sweep_cases(plan.device, plan.dtypes[0]) if plan.sweep else ():
-            title = f"{case.title}, {plan.dtypes[0]}"
+
+        def run_next(case: Case, title: str, effort: Effort) -> list[Row]:
             show.case(title)
-            rows = run_case(case, plan.device, plan.effort("sweep"), show)
+            rows = run_case(case, plan.device, effort, show)
             results.groups.append((title, rows))
             results.left_out += case.left_out
+            results.notes += case.notes
+            return rows
+
+        for axis, size, case in sweep_cases(plan.device, plan.dtypes[0]) if plan.sweep else ():
+            rows = run_next(case, f"{case.title}, {plan.dtypes[0]}", plan.effort("sweep"))
             results.growth += [Point(axis, size, row.variant, row.backward_ms, row.macs / 1e9) for row in rows]
             save(results, False)
         started = time.perf_counter()
         for case in plan.cases():
             title = f"{case.title}, {case.variants[0].problem.dtype}"
-            show.case(title)
             effort = plan.effort(case.level)
             if time.perf_counter() - started > LIMIT_S and plan.compile_which == "few":
                 effort = Effort(1, 1, 0.0)
                 results.notes.append(f"{title}: one round only, for want of time; ask for it alone by --level, --dtype")
-            results.groups.append((title, run_case(case, plan.device, effort, show)))
-            results.left_out += case.left_out
-            results.notes += case.notes
+            run_next(case, title, effort)
             save(results, False)
     save(results, True)
     return results

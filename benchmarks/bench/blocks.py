@@ -13,12 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.encoders import LGI, SLOW_TO_COMPILE, draw_weights, use_sdpa
-from bench.variants import Call, Case, Inputs, Problem, Variant, auto_is, overall_errors
+from bench.encoders import LGI, SLOW_TO_COMPILE, able_backends, draw_weights, run_model, use_sdpa
+from bench.variants import Call, Case, Inputs, Problem, Variant, overall_errors
 from mae_dfer.models import ModelConfig
 from mae_dfer.models.lgi_former import LGIBlock
 from mae_dfer.models.vit import ViTBlock
-from mae_dfer_kernels import backends
 
 VIT_CHANNELS, VIT_HEADS = 768, 12
 # In float64 and step by step, joint attention of more tokens than this would fill the memory of a small machine.
@@ -53,28 +52,24 @@ def block_case(
     block = draw_weights(LGIBlock(_with(config, fused=False), 0.0)).to(device)
     lgi = make_problem("lgi_block", block, shape, dtype, device)
 
+    def by_sdpa() -> nn.Module:
+        return use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0)))
+
     def add(name: str, path: nn.Module, problem: Problem, backend: str | None = None, **more: Call) -> None:
-        call = run_block(path, device, dtype, backend)
+        call = run_model(path, device, dtype, backend)
         case.variants.append(Variant(name, problem, call, leaves=list(path.parameters()), **more))
 
     add("eager", block, lgi)
-    add("sdpa", use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0))), lgi)
+    add("sdpa", by_sdpa(), lgi)
     if compile_which == "few":
         case.leave_out(lgi, "compile", SLOW_TO_COMPILE)
     elif compile_which == "all":
-        plain = use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0)))
-        counted = run_block(plain, device, dtype)
-        compiled = use_sdpa(_sharing(block, LGIBlock(_with(config, fused=False), 0.0)))
+        compiled = by_sdpa()
         compiled.compile(dynamic=False)
-        add("compile-sdpa", compiled, lgi, counted=counted)
+        add("compile-sdpa", compiled, lgi, counted=case.variants[-1].call)
     fused = _sharing(block, LGIBlock(_with(config, fused=True), 0.0))
-    probe = torch.empty(1, shape[2], 3 * config.embed_dim, device=device, dtype=getattr(torch, dtype))
-    for name in backends.NAMES[1:]:
-        reason = backends.unavailable("region_attention", name, probe, config.num_heads)
-        if reason is None:
-            add(f"fused-{name}", fused, lgi, backend=name)
-        else:
-            case.leave_out(lgi, f"fused-{name}", reason)
+    for name in able_backends(case, lgi, config, device):
+        add(f"fused-{name}", fused, lgi, backend=name)
     add_vit(case, add, device, dtype, clips, config.num_tokens)
     return case
 
@@ -88,9 +83,9 @@ def add_vit(
     opponent = use_sdpa(_sharing(vit, ViTBlock(VIT_CHANNELS, VIT_HEADS, 4.0, fused=False)))
     if tokens > CHECKED_TOKENS:
         # PyTorch's own; held against itself, since smaller sizes are checked and this one is too large for it.
-        problem.exact = Variant("exact", problem, run_block(opponent, device, dtype),
+        problem.exact = Variant("exact", problem, run_model(opponent, device, dtype),
                                 leaves=list(opponent.parameters())).both  # fmt: skip
-        problem.eager = run_block(opponent, device, dtype)
+        problem.eager = run_model(opponent, device, dtype)
         problem.leaves = list(opponent.parameters())
     add("vit-sdpa", opponent, problem)
     if case.level == "block":
@@ -108,19 +103,8 @@ def make_problem(op: str, block: nn.Module, shape: tuple[int, ...], dtype: str, 
     tensors = [torch.randn(shape).to(device) for _ in range(2)]
     inputs = [Inputs((tensors[0].requires_grad_(),), (tensors[1],))]
     exact = functools.cache(functools.partial(solve_exactly, block, inputs[0]))
-    return Problem(op, list(shape), dtype, inputs, exact, run_block(block, device, dtype),
+    return Problem(op, list(shape), dtype, inputs, exact, run_model(block, device, dtype),
                    leaves=list(block.parameters()), errors=overall_errors)  # fmt: skip
-
-
-def run_block(block: nn.Module, device: torch.device, dtype: str, backend: str | None = None) -> Call:
-    def call(x: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            if backend is None:
-                return block(x).float()
-            with auto_is(backend):
-                return block(x).float()
-
-    return call
 
 
 def solve_exactly(block: nn.Module, inputs: Inputs) -> list[Tensor]:

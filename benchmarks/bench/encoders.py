@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.variants import Call, Case, Inputs, Problem, Variant, attend_sdpa, auto_is, overall_errors
 from mae_dfer import create_model
-from mae_dfer.models import VideoModel
+from mae_dfer.models import ModelConfig, VideoModel
 from mae_dfer.models.layers import Attention
 from mae_dfer_kernels import backends
 
@@ -64,16 +64,22 @@ def encoder_case(
         add("compile-sdpa", compile_blocks(with_sdpa(eager)), LGI, eager=sdpa)
     elif compile_which == "few":
         case.leave_out(problems[LGI], "compile", SLOW_TO_COMPILE)
-    config = models[LGI].config
-    probe = torch.empty(1, 101, 3 * config.embed_dim, device=device, dtype=getattr(torch, dtype))
+    for name in able_backends(case, problems[LGI], models[LGI].config, device):
+        add(f"fused-{name}", sharing(models[LGI], fused_attn=True), LGI, backend=name)
+    add("vit-sdpa", with_sdpa(models[VIT]), VIT)
+    return case
+
+
+def able_backends(case: Case, problem: Problem, config: ModelConfig, device: torch.device) -> Iterator[str]:
+    """Our backends that can run this model's regions; the others are left out with their reason."""
+    tokens = 1 + config.num_tokens // config.num_regions
+    probe = torch.empty(1, tokens, 3 * config.embed_dim, device=device, dtype=getattr(torch, problem.dtype))
     for name in backends.NAMES[1:]:
         reason = backends.unavailable("region_attention", name, probe, config.num_heads)
         if reason is None:
-            add(f"fused-{name}", sharing(models[LGI], fused_attn=True), LGI, backend=name)
+            yield name
         else:
-            case.leave_out(problems[LGI], f"fused-{name}", reason)
-    add("vit-sdpa", with_sdpa(models[VIT]), VIT)
-    return case
+            case.leave_out(problem, f"fused-{name}", reason)
 
 
 def draw_inputs(device: torch.device, clips: int) -> Inputs:
@@ -89,8 +95,8 @@ def draw_weights(model: Eager) -> Eager:
     return model
 
 
-def run_model(model: VideoModel, device: torch.device, dtype: str, backend: str | None = None) -> Call:
-    """``model`` on a clip, to float32 logits."""
+def run_model(model: nn.Module, device: torch.device, dtype: str, backend: str | None = None) -> Call:
+    """``model``, or a block of one, to a float32 result."""
     low = dtype != "float32"
 
     def call(clip: Tensor) -> Tensor:
