@@ -12,6 +12,9 @@ from mae_dfer_kernels.gpu import unsuitable
 
 # Bytes that the kernels copy at once: rows begin at multiples of it.
 ALIGNMENT = 16
+# Channels that a thread holds or copies side by side, at most, and the types that kernels take.
+VECTOR = 8
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def library() -> ModuleType:
@@ -38,6 +41,19 @@ def unavailable(device: torch.device) -> str | None:
     if not takes(device):
         return f"it takes tensors on a CUDA device, not on {device.type!r}"
     return unsuitable(device) if device.type == "cuda" else None
+
+
+def rows_unavailable(x: Tensor, max_channels: int) -> str | None:
+    """Why no kernel that takes rows of channels can run on ``x`` (…, C), or None if they can."""
+    reason = unavailable(x.device)
+    if reason is not None:
+        return reason
+    channels = x.shape[-1]
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}; cast it to float32, bfloat16 or float16, or take backend 'eager'"
+    if channels % VECTOR or channels > max_channels:
+        return f"C = {channels} channels; a multiple of {VECTOR}, at most {max_channels}, is needed"
+    return None
 
 
 def stream(device: torch.device) -> int:

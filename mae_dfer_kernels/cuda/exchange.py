@@ -17,24 +17,19 @@ from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.native.rows import address, dense, describe
 
 MAX_PAIRS, MAX_CHANNELS = 256, 2048
-# Channels that a thread copies side by side, at most; pairs that a warp works on at once, rows of its own.
-_VECTOR, _PASS, _GROUP = 8, 64, 16
+# Pairs that a warp works on at once, rows of its own.
+_PASS, _GROUP = 64, 16
 # Of the kernel that sums over rows: channels of a block, rows of a step, and how many blocks fill a GPU. Where there
 # are fewer, the rows of a clip are split among several.
 _CHANNELS, _STEP, _BLOCKS = 128, 32, 128
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable(x: Tensor, pairs: int) -> str | None:
     """Why the `cuda` backend cannot run ``pairs`` = J pairs of a clip on ``x`` (…, C), or None if it can."""
-    reason = device.unavailable(x.device)
+    reason = device.rows_unavailable(x, MAX_CHANNELS)
     if reason is not None:
         return reason
     channels = x.shape[-1]
-    if x.dtype not in _DTYPES:
-        return f"x is {x.dtype}; cast it to float32, bfloat16 or float16, or take backend 'eager'"
-    if channels % _VECTOR or channels > MAX_CHANNELS:
-        return f"C = {channels} channels; a multiple of {_VECTOR}, at most {MAX_CHANNELS}, is needed"
     if pairs > MAX_PAIRS:
         return f"J = {pairs} pairs of a head and a representative token; at most {MAX_PAIRS} are taken"
     # Of as many passes as twice the pairs are: K may be rounded up to almost twice its number.

@@ -14,7 +14,6 @@ from mae_dfer_kernels.gpu import on_device
 
 HEAD_DIMS = (16, 32, 64, 128)
 MAX_TOKENS = 1024
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_BLOCKS = 2**31 - 1
 # Of each row of probabilities, kept between the two kernels of a long region's backward: maximum, 1 / sum, Σ P∘dP.
 _STATISTICS = 3
@@ -27,7 +26,7 @@ def unavailable(qkv: Tensor, num_heads: int) -> str | None:
         return reason
     regions, tokens, width = qkv.shape
     head_dim = width // (3 * num_heads)
-    if qkv.dtype not in _DTYPES:
+    if qkv.dtype not in device.DTYPES:
         return f"qkv is {qkv.dtype}; cast it to float32, bfloat16 or float16, or take backend 'eager'"
     if head_dim not in HEAD_DIMS:
         return f"D = {head_dim} channels a head; choose num_heads so that D is one of {HEAD_DIMS}"

@@ -14,22 +14,15 @@ from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.native.rows import address, dense, describe
 
 MAX_CHANNELS = 2048
-# Channels that a thread holds side by side.
-_VECTOR = 8
 # Rows that a block of the backward works on at once, and the most blocks: a few for every multiprocessor.
 _ROWS, _BLOCKS = 4, 512
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable(x: Tensor) -> str | None:
     """Why the `cuda` backend cannot run on ``x`` (…, M, C), or None if it can."""
-    reason = device.unavailable(x.device)
+    reason = device.rows_unavailable(x, MAX_CHANNELS)
     if reason is not None:
         return reason
-    if x.dtype not in _DTYPES:
-        return f"x is {x.dtype}; cast it to float32, bfloat16 or float16, or take backend 'eager'"
-    if x.shape[-1] % _VECTOR or x.shape[-1] > MAX_CHANNELS:
-        return f"C = {x.shape[-1]} channels; a multiple of {_VECTOR}, at most {MAX_CHANNELS}, is needed"
     if x.numel() // x.shape[-1] >= 2**31:
         return "x has 2**31 rows or more; split the batch"
     return None
