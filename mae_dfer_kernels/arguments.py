@@ -23,8 +23,22 @@ def check_tensor(name: str, tensor: Any) -> None:
         raise TypeError(f"{name} must be a dense (strided) tensor, got {kind}")
 
 
+def alike(tensor: Any, main: Tensor) -> bool:
+    """Whether nothing is left to ask of ``tensor``'s kind after `check_tensor` of ``main``: the most frequent case,
+    in few questions, since small calls feel each."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dtype is main.dtype
+        and (tensor.is_cpu and main.is_cpu or tensor.device == main.device)
+        and tensor.layout is _STRIDED
+        and not tensor.is_nested
+    )
+
+
 def check_companion(name: str, tensor: Any, main_name: str, main: Tensor) -> None:
     """A tensor that is worked on together with ``main``: on its device, and float64 where that is."""
+    if alike(tensor, main):
+        return
     check_tensor(name, tensor)
     if not (tensor.is_cpu and main.is_cpu) and tensor.device != main.device:
         raise ValueError(f"{name} must be on the device of {main_name}, {main.device}, got {tensor.device}")
@@ -46,7 +60,7 @@ def check_parameter(
     """A parameter of that shape (``letters`` spells it), in the dtype of ``main`` or the one computed in."""
     check_companion(name, tensor, main_name, main)
     check_shape(name, tensor, letters, shape)
-    if tensor.dtype not in (main.dtype, compute_dtype(main)):
+    if tensor.dtype is not main.dtype and tensor.dtype != compute_dtype(main):
         raise TypeError(
             f"{name} must be {main.dtype} (as {main_name}) or {compute_dtype(main)}, got {tensor.dtype}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,40 +17,60 @@ from torch.autograd import forward_ad
 _below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", contextlib.nullcontext)
 _in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _forward_mode: Any = forward_ad if hasattr(forward_ad, "_current_level") else SimpleNamespace(_current_level=-1)
+# Each says whether someone watches what the dispatcher calls: modes (counters, fake tensors), profilers, tracers.
+_WATCHERS = (
+    (torch._C, "_len_torch_dispatch_stack"), (torch._C, "_len_torch_function_stack"),
+    (torch.autograd, "_profiler_enabled"), (torch._C, "_get_tracing_state"),
+)  # fmt: skip
+_dispatch_modes, _function_modes, _profiled, _traced = (getattr(*where, lambda: True) for where in _WATCHERS)
+# Arguments of these types mean to the dispatcher what they are; subclasses of Tensor want to be asked.
+_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None), torch.dtype, bool, int, float, str))
 
 
-def short_cut(op: Any) -> Any:
-    """The registered operator without the Python layer of its overload object, which costs a microsecond."""
-    return getattr(op, "_op", op)
+class Operator(NamedTuple):
+    """A registered operator, and what its eager calls take instead of the way through its registration."""
+
+    registered: Any
+    """The overload, which `torch.ops` has."""
+    run: Callable[..., Any]
+    """What it does once its arguments are checked."""
+    function: type[torch.autograd.Function]
+    """Its gradient for eager calls."""
+    plain: Callable[..., Any]
+    """Plain PyTorch for the same inputs without the backend, differentiable in every way."""
 
 
-def call(
-    op: Any,
-    function: type[torch.autograd.Function],
-    plain: Callable[..., Any],
-    tensors: tuple[Tensor, ...],
-    inputs: tuple[Any, ...],
-) -> Any:
-    """``op(*inputs)``, differentiable in ``tensors``; the last input is the backend.
+def call(operator: Operator, tensors: tuple[Tensor, ...], inputs: tuple[Any, ...]) -> Any:
+    """``operator`` of checked ``inputs``, differentiable in ``tensors``; the last input is the backend.
 
     The gradient that is registered with the operator serves compiled graphs. In eager mode its way through the
-    dispatcher costs more than a small call's arithmetic: ``function`` is cheaper, and where no gradient is wanted the
-    operator is called as if there were no autograd. Still it is the dispatcher that calls it, so that whoever watches
-    there (counters, profilers, fake tensors) sees it.
+    dispatcher costs more than a small call's arithmetic, so the operator's autograd function is taken, and where no
+    gradient is wanted none.
 
     Under `torch.func`'s transforms and in forward-mode differentiation, of which the kernels and their registration
-    know nothing, ``plain`` stands in: PyTorch for the same inputs without the backend.
+    know nothing, ``operator.plain`` stands in.
     """
     if torch.compiler.is_compiling():
-        return op(*inputs)
+        return operator.registered(*inputs)
     if transformed():
-        return plain(*inputs[:-1])
+        return operator.plain(*inputs[:-1])
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor.requires_grad:
-                return function.apply(*inputs)
+                return operator.function.apply(*inputs)
+    return call_without_gradient(operator.registered, operator.run, inputs)
+
+
+def call_without_gradient(registered: Any, run: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+    """``run(*inputs)``; by the dispatcher, as ``registered``, where someone would see it there."""
+    if torch.compiler.is_compiling():
+        return registered(*inputs)
+    if _PLAIN_TYPES.issuperset(map(type, inputs)) and not (
+        _dispatch_modes() or _profiled() or _function_modes() or _traced() or _in_transform()
+    ):
+        return run(*inputs)
     with _below_autograd():
-        return short_cut(op)(*inputs)
+        return registered(*inputs)
 
 
 def transformed() -> bool:
@@ -64,15 +84,9 @@ def plain_autograd_needed() -> bool:
     return torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed()
 
 
-def call_without_gradient(op: Any, inputs: tuple[Any, ...]) -> Any:
-    """``op(*inputs)`` inside an autograd function, which takes care of the gradient."""
-    with _below_autograd():
-        return short_cut(op)(*inputs)
-
-
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Inside, operators take the dtypes they are given; of device types that know no autocast, too."""
-    if torch.amp.is_autocast_available(device_type):
+    if _autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
@@ -80,6 +94,8 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a matrix product of ``x`` has: autocast's where it is on, else its own."""
     device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return x.dtype
+    return torch.get_autocast_dtype(device_type) if _autocast_enabled(device_type) else x.dtype
+
+
+def _autocast_enabled(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import (
+    alike,
     check_backend,
     check_companion,
     check_eps,
@@ -25,7 +26,7 @@ from mae_dfer_kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
-from mae_dfer_kernels.calls import call, call_without_gradient, without_autocast
+from mae_dfer_kernels.calls import Operator, call, call_without_gradient, without_autocast
 from mae_dfer_kernels.reference import exchange as reference
 
 FORMS = ("auto", "absorbed", "plain")
@@ -40,21 +41,28 @@ _LIBRARY.define(
 )
 
 
-# What is registered checks shapes: whoever calls it directly comes past the public function's checks.
-def _forward(*arguments: Any) -> Tensor:
-    *inputs, backend = arguments
-    pairs = _check_rows(*inputs)
-    result: Tensor = backends.run("exchange", "forward", backend, (inputs[0], pairs), *inputs)
+def _run_forward(x: Tensor, keys: Tensor, *rest: Any) -> Tensor:
+    *inputs, backend = rest
+    result: Tensor = backends.run("exchange", "forward", backend, (x, keys.shape[1]), x, keys, *inputs)
     return result
 
 
-def _backward(grad_out: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *inputs, backend = arguments
-    pairs = _check_gradient(grad_out, *inputs)
-    result: tuple[Tensor, ...] = backends.run(
-        "exchange", "backward", backend, (inputs[0], pairs), grad_out, *inputs
-    )
+def _run_backward(grad_out: Tensor, x: Tensor, keys: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *inputs, backend = rest
+    problem = (x, keys.shape[1])
+    result: tuple[Tensor, ...] = backends.run("exchange", "backward", backend, problem, grad_out, x, keys, *inputs)
     return result
+
+
+# What is registered checks its arguments: whoever calls it comes past the public function's checks.
+def _forward(*inputs: Any) -> Tensor:
+    _check_rows(*inputs[:-1])
+    return _run_forward(*inputs)
+
+
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
+    _check_gradient(*inputs[:-1])
+    return _run_backward(*inputs)
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
@@ -85,8 +93,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     num_heads, eps, backend = ctx.options
     arguments = (grad_out, *ctx.saved_tensors, num_heads, eps)
-    # Where someone will differentiate the gradient: the kernels have no second derivative, plain PyTorch has.
-    gradients = reference.backward(*arguments) if torch.is_grad_enabled() else _backward_op(*arguments, backend)
+    if torch.is_grad_enabled():
+        # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
+        return *reference.backward(*arguments), None, None, None, None
+    gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
     return *gradients, None, None, None, None
 
 
@@ -101,13 +111,16 @@ class _ExchangeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output: Tensor = call_without_gradient(_forward_op, inputs)
+        output: Tensor = call_without_gradient(_forward_op, _run_forward, inputs)
         _setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         return _gradient(ctx, grad_out)
+
+
+_OPERATOR = Operator(_forward_op, _run_forward, _ExchangeRows, reference.forward)
 
 
 def exchange(
@@ -199,7 +212,7 @@ class Weights(NamedTuple):
     proj_bias: Tensor
 
     def to(self, dtype: torch.dtype) -> Weights:
-        return Weights(*(tensor.to(dtype) for tensor in self))
+        return Weights(*(tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in self))
 
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """The query projection (C, C), that of keys and values (2·C, C), and its bias (2·C,): keys have none."""
@@ -228,19 +241,25 @@ def absorb(context: Tensor, weights: Weights, num_heads: int) -> tuple[Tensor, T
     the output projection in the values. ``context`` (B, K, C); returns (B, J, C), (B, J), (B, J, C), a head's K rows
     side by side. Plain PyTorch, differentiable in all that it is given.
     """
-    query_weight, key_value_weight, key_value_bias = weights.split()
-    projected = F.linear(context, key_value_weight, key_value_bias)
-    keys, values = (part.unflatten(-1, (num_heads, -1)) for part in projected.chunk(2, dim=-1))
-    keys = keys * keys.shape[-1] ** -0.5
+    clips, context_tokens, channels = context.shape
+    heads = (num_heads, channels // num_heads)
+    query_weight, key_value_weight = weights.qkv_weight[:channels], weights.qkv_weight[channels:]
+    projected = F.linear(context, key_value_weight).view(clips * context_tokens, 2 * num_heads, heads[1])
+    projected = projected.transpose(0, 1)
+    keys, values = projected[:num_heads], projected[num_heads:]  # (H, B·K, D) each
+    keys = keys * heads[1] ** -0.5
+    values = values + weights.v_bias.view(num_heads, 1, -1)
     # keys_h = K_h W_q,h diag(norm_weight), key_bias_h = K_h (W_q,h norm_bias + q_bias_h), values_h = V_h W_o,hᵀ
-    query_offset = F.linear(weights.norm_bias, query_weight, weights.q_bias).view(num_heads, -1)
-    query_weight = (query_weight * weights.norm_weight).unflatten(0, (num_heads, -1))
-    out_weight = weights.proj_weight.unflatten(1, (num_heads, -1))
-    return (
-        torch.einsum("bkhd,hdc->bhkc", keys, query_weight).flatten(1, 2),
-        torch.einsum("bkhd,hd->bhk", keys, query_offset).flatten(1, 2),
-        torch.einsum("bkhd,chd->bhkc", values, out_weight).flatten(1, 2),
+    query_offset = F.linear(weights.norm_bias, query_weight, weights.q_bias)
+    absorbed = (
+        torch.bmm(keys, query_weight.view(*heads, channels)) * weights.norm_weight,
+        torch.bmm(keys, query_offset.view(*heads, 1)),
+        torch.bmm(values, weights.proj_weight.t().view(*heads, channels)),
     )
+    keys, key_bias, values = (
+        part.view(num_heads, clips, context_tokens, part.shape[2]).transpose(0, 1).flatten(1, 2) for part in absorbed
+    )
+    return keys, key_bias.view(key_bias.shape[:2]), values
 
 
 def _plain(
@@ -274,7 +293,7 @@ def _exchange_rows(
     rows = local.reshape(math.prod(local.shape[:-2]), *local.shape[-2:])
     tensors = (rows, keys, key_bias, values, out_bias)
     inputs = (*tensors, row_scale, num_heads, eps, backend)
-    out: Tensor = call(_forward_op, _ExchangeRows, reference.forward, tensors, inputs)
+    out: Tensor = call(_OPERATOR, tensors, inputs)
     return out.view(local.shape)
 
 
@@ -296,10 +315,12 @@ def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
 
 def _check_weights(weights: Weights, local: Tensor) -> None:
     channels = local.shape[-1]
-    matrices = {"qkv_weight": ("(3*C, C)", (3 * channels, channels)), "proj_weight": ("(C, C)", (channels, channels))}
+    shapes = {"qkv_weight": (3 * channels, channels), "proj_weight": (channels, channels)}
     for name, weight in zip(Weights._fields, weights, strict=True):
-        letters, shape = matrices.get(name, ("(C,)", (channels,)))
-        check_parameter(name, weight, "local", local, letters, shape)
+        shape = shapes.get(name, (channels,))
+        if not alike(weight, local) or weight.shape != shape:
+            letters = {"qkv_weight": "(3*C, C)", "proj_weight": "(C, C)"}.get(name, "(C,)")
+            check_parameter(name, weight, "local", local, letters, shape)
 
 
 def _check_rows(
@@ -311,8 +332,8 @@ def _check_rows(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
-) -> int:
-    """What the registered functions are given; returns J."""
+) -> None:
+    """What the registered functions are given."""
     check_tensor("x", x)
     if x.dim() != 3 or x.shape[2] == 0:
         raise ValueError(f"x must have shape (G, M, C) with C at least 1, got {tuple(x.shape)}")
@@ -336,13 +357,11 @@ def _check_rows(
     if row_scale is not None:
         check_companion("row_scale", row_scale, "x", x)
         check_shape("row_scale", row_scale, "(B,)", (clips,))
-    return pairs
 
 
-def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> int:
-    pairs = _check_rows(x, *rest)
+def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> None:
+    _check_rows(x, *rest)
     check_companion("grad_out", grad_out, "x", x)
     check_shape("grad_out", grad_out, "(G, M, C)", x.shape)
     if grad_out.dtype != x.dtype:
         raise TypeError(f"grad_out must have the dtype of x, {x.dtype}, got {grad_out.dtype}")
-    return pairs

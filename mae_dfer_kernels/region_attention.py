@@ -19,7 +19,7 @@ from mae_dfer_kernels.arguments import (
     check_shape,
     check_tensor,
 )
-from mae_dfer_kernels.calls import call, call_without_gradient
+from mae_dfer_kernels.calls import Operator, call, call_without_gradient
 from mae_dfer_kernels.reference import region_attention as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "DEF")
@@ -32,15 +32,28 @@ _LIBRARY.define(
 )
 
 
-# What is registered checks shapes again: whoever calls it directly comes past the public function's checks.
-def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
-    _check_qkv(qkv, num_heads)
-    if dropout_p != 0.0:
-        _check_dropout(dropout_p, seed)
+def _run_forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
     result: Tensor = backends.run(
         "region_attention", "forward", backend, (qkv, num_heads), qkv, num_heads, scale, dropout_p, seed
     )
     return result
+
+
+def _run_backward(
+    grad_out: Tensor, qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str
+) -> Tensor:
+    result: Tensor = backends.run(
+        "region_attention", "backward", backend, (qkv, num_heads), grad_out, qkv, num_heads, scale, dropout_p, seed
+    )
+    return result
+
+
+# What is registered checks its arguments: whoever calls it comes past the public function's checks.
+def _forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: int, backend: str) -> Tensor:
+    _check_qkv(qkv, num_heads)
+    if dropout_p != 0.0:
+        _check_dropout(dropout_p, seed)
+    return _run_forward(qkv, num_heads, scale, dropout_p, seed, backend)
 
 
 def _backward(
@@ -49,10 +62,7 @@ def _backward(
     _check_grad_out(grad_out, qkv, num_heads)
     if dropout_p != 0.0:
         _check_dropout(dropout_p, seed)
-    result: Tensor = backends.run(
-        "region_attention", "backward", backend, (qkv, num_heads), grad_out, qkv, num_heads, scale, dropout_p, seed
-    )
-    return result
+    return _run_backward(grad_out, qkv, num_heads, scale, dropout_p, seed, backend)
 
 
 def _forward_fake(qkv: Tensor, num_heads: int, *options: Any) -> Tensor:
@@ -87,7 +97,8 @@ def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         num_heads, scale, dropout_p, seed, _ = ctx.options
         out = reference.region_attention(qkv, num_heads, scale, dropout_p, seed)
         return torch.autograd.grad(out, qkv, grad_out, create_graph=True) + (None,) * 5
-    return _backward_op(grad_out, qkv, *ctx.options), None, None, None, None, None
+    grad_qkv = call_without_gradient(_backward_op, _run_backward, (grad_out, qkv, *ctx.options))
+    return grad_qkv, None, None, None, None, None
 
 
 # Compiled graphs and direct calls of the operator differentiate through this registration.
@@ -102,12 +113,15 @@ class _RegionAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, *options: Any) -> Tensor:
         _setup_context(ctx, (qkv, *options), qkv)
-        output: Tensor = call_without_gradient(_forward_op, (qkv, *options))
+        output: Tensor = call_without_gradient(_forward_op, _run_forward, (qkv, *options))
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         return _gradient(ctx, grad_out)
+
+
+_OPERATOR = Operator(_forward_op, _run_forward, _RegionAttention, reference.forward)
 
 
 def region_attention(
@@ -155,7 +169,7 @@ def region_attention(
     check_backend(backend)
     resolved = backends.choose("region_attention", backend, qkv, num_heads)
     inputs = (qkv, num_heads, scale, dropout_p, seed, resolved)
-    output: Tensor = call(_forward_op, _RegionAttention, reference.forward, (qkv,), inputs)
+    output: Tensor = call(_OPERATOR, (qkv,), inputs)
     return output
 
 

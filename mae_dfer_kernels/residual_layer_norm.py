@@ -14,6 +14,7 @@ from torch import Tensor
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import (
     DTYPES,
+    alike,
     check_backend,
     check_companion,
     check_eps,
@@ -22,7 +23,7 @@ from mae_dfer_kernels.arguments import (
     check_shape,
     check_tensor,
 )
-from mae_dfer_kernels.calls import call, call_without_gradient
+from mae_dfer_kernels.calls import Operator, call, call_without_gradient
 from mae_dfer_kernels.reference import residual_layer_norm as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
@@ -38,7 +39,21 @@ _LIBRARY.define(
 )
 
 
-# What is registered checks shapes again: whoever calls it directly comes past the public function's checks.
+def _run_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *inputs, backend = rest
+    result: tuple[Tensor, Tensor] = backends.run("residual_layer_norm", "forward", backend, (x,), x, *inputs)
+    return result
+
+
+def _run_backward(grad_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *inputs, backend = rest
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.run(
+        "residual_layer_norm", "backward", backend, (inputs[1],), grad_sum, *inputs
+    )
+    return result
+
+
+# What is registered checks its arguments: whoever calls it comes past the public function's checks.
 def _forward(
     x: Tensor,
     update: Tensor,
@@ -50,10 +65,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _check_forward(x, update, row_scale, weight, bias, out_dtype)
-    result: tuple[Tensor, Tensor] = backends.run(
-        "residual_layer_norm", "forward", backend, (x,), x, update, row_scale, weight, bias, eps, out_dtype
-    )
-    return result
+    return _run_forward(x, update, row_scale, weight, bias, eps, out_dtype, backend)
 
 
 def _backward(
@@ -67,11 +79,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_backward(grad_sum, grad_normed, total, row_scale, weight, update_dtype)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.run(
-        "residual_layer_norm", "backward", backend, (total,),
-        grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype,
-    )  # fmt: skip
-    return result
+    return _run_backward(grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype, backend)
 
 
 def _forward_fake(
@@ -130,9 +138,12 @@ def _gradient(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> 
     if grad_normed is None:
         grad_normed = torch.zeros_like(total)
     arguments = (grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype)
-    # Where someone will differentiate the gradient: the kernels have no second derivative, plain PyTorch has.
-    gradients = reference.backward(*arguments) if torch.is_grad_enabled() else _backward_op(*arguments, backend)
-    grad_x, grad_update, grad_weight, grad_bias = gradients
+    if torch.is_grad_enabled():
+        # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
+        grad_x, grad_update, grad_weight, grad_bias = reference.backward(*arguments)
+    else:
+        gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
+        grad_x, grad_update, grad_weight, grad_bias = gradients
     return grad_x, grad_update, None, grad_weight, grad_bias, None, None, None
 
 
@@ -147,13 +158,16 @@ class _ResidualLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output: tuple[Tensor, Tensor] = call_without_gradient(_forward_op, inputs)
+        output: tuple[Tensor, Tensor] = call_without_gradient(_forward_op, _run_forward, inputs)
         _setup_context(ctx, inputs, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
         return _gradient(ctx, grad_sum, grad_normed)
+
+
+_OPERATOR = Operator(_forward_op, _run_forward, _ResidualLayerNorm, reference.forward)
 
 
 def residual_layer_norm(
@@ -209,7 +223,7 @@ def residual_layer_norm(
         rows = (math.prod(shape[:-2]), *shape[-2:])
         x, update = x.reshape(rows), update.reshape(rows)
     inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
-    total, normed = call(_forward_op, _ResidualLayerNorm, reference.forward, (x, update, weight, bias), inputs)
+    total, normed = call(_OPERATOR, (x, update, weight, bias), inputs)
     return (total, normed) if len(shape) == 3 else (total.view(shape), normed.view(shape))
 
 
@@ -228,6 +242,8 @@ def _check_rows(name: str, rows: Tensor, x_name: str, x: Tensor) -> None:
 
 def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     shape = (x.shape[-1],)
+    if alike(weight, x) and alike(bias, x) and weight.shape == shape == bias.shape:
+        return
     check_parameter("weight", weight, "x", x, "(C,)", shape)
     check_parameter("bias", bias, "x", x, "(C,)", shape)
     if weight.dtype != bias.dtype:

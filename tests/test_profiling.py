@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,28 @@ def test_without_ranges_torchs_profiler_still_names_the_operators(op: str, pushe
     registered = {"exchange": "exchange_rows"}.get(op, op)
     assert {f"mae_dfer_kernels::{registered}", f"mae_dfer_kernels::{registered}_backward"} <= names
     assert not any(name.startswith(f"{op} ") for name in names) and not pushed
+
+
+class Seen(torch.Tensor):
+    """A subclass that notes what is asked of it, and does nothing."""
+
+    names: list[str]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.names.append(func.name())
+        return torch.zeros(())
+
+
+def test_tracers_and_subclasses_of_tensors_see_the_operators() -> None:
+    """Eager calls go past the dispatcher only where nobody would notice."""
+    qkv = torch.randn(2, 3, 24)
+    Seen.names = []
+    with torch.no_grad():
+        region_attention(qkv.as_subclass(Seen), 2)
+    graph = torch.jit.trace(lambda tensor: region_attention(tensor, 2), qkv).graph
+    assert "mae_dfer_kernels::region_attention" in Seen.names
+    assert "mae_dfer_kernels::region_attention" in str(graph)
 
 
 def test_a_failing_call_closes_its_range(pushed: list[str]) -> None:

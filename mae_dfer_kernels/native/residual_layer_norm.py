@@ -35,11 +35,12 @@ def forward(
     native.check_place("x", x)
     x, update = rows_contiguous(x), rows_contiguous(update)
     groups, rows, channels = x.shape
-    total, normed = x.new_empty(groups, rows, channels), x.new_empty(groups, rows, channels, dtype=out_dtype)
+    total = x.new_empty(groups, rows, channels)
+    normed = x.new_empty(groups, rows, channels, dtype=None if out_dtype is x.dtype else out_dtype)
     compute = compute_dtype(x)
-    vectors = [dense(vector, compute) for vector in (row_scale, weight, bias)]
+    scale, wide_weight, wide_bias = dense(row_scale, compute), dense(weight, compute), dense(bias, compute)
     native.library().residual_layer_norm_forward(
-        describe(x), describe(update), *map(address, vectors),
+        describe(x), describe(update), address(scale), address(wide_weight), address(wide_bias),
         total.data_ptr(), normed.data_ptr(), native.DTYPE_CODES[out_dtype],
         groups, rows, channels, eps, torch.get_num_threads(),
     )  # fmt: skip
