@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/convert.h"
+#include "cpu/prefetch.h"
 
 namespace mae_dfer {
 namespace MAE_DFER_ISA {
@@ -72,6 +73,14 @@ struct Operands {
   const T* b;  // (depth, columns), rows ldb apart
   ptrdiff_t ldb;
   int depth;  // rows of B
+  Ahead ahead[2] = {};  // what to ask for on the way, as many rows as of C
+
+  Operands asking(Ahead first, Ahead second = Ahead()) const {
+    Operands result = *this;
+    result.ahead[0] = first;
+    result.ahead[1] = second;
+    return result;
+  }
 };
 
 template <class T, class Out, bool kTransposedA, int kRows, int kColumns>
@@ -128,6 +137,9 @@ template <class T, class Out, bool kTransposedA, int kColumns>
 void multiply_panel(const Operands<T>& operands, int rows, Out* c, ptrdiff_t ldc, const Epilogue<Sum<T>>& epilogue) {
   constexpr int kStep = kBlockRows[kColumns];
   for (int row = 0; row < rows; row += kStep) {
+    const int some = rows - row < kStep ? rows - row : kStep;
+    operands.ahead[0].prefetch(row, some);
+    operands.ahead[1].prefetch(row, some);
     multiply_rows<T, Out, kTransposedA, kColumns>(operands, row, rows - row, c, ldc, epilogue);
   }
 }
@@ -144,6 +156,7 @@ void multiply(Operands<T> operands, int rows, int vectors, Out* c, ptrdiff_t ldc
       default: multiply_panel<T, Out, kTransposedA, 4>(operands, rows, c, ldc, epilogue); break;
 #endif
     }
+    operands.ahead[0] = operands.ahead[1] = Ahead();
     operands.b += kMaxColumns * kLanes<Sum<T>>;
     c += kMaxColumns * kLanes<Sum<T>>;
   }

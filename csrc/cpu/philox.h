@@ -20,17 +20,17 @@ inline Words multiply_words(Words a, uint64_t word) {
 #endif
 }
 
-constexpr int kGroups = 16;  // counters done at once, each four columns
-constexpr int kGroupLanes = kVectorBytes / 8;
-constexpr int kGroupVectors = kGroups / kGroupLanes;
+constexpr int kCounters = 16;  // done at once, each for four columns of a row
+constexpr int kCounterLanes = kVectorBytes / 8;
+constexpr int kCounterVectors = kCounters / kCounterLanes;
 
-// words[4g + w] = word w of counter (first + g, row, matrix, 0).
-inline void philox_words(uint64_t seed, uint32_t matrix, uint32_t row, uint32_t first, uint32_t* words) {
-  Words x0[kGroupVectors], x1[kGroupVectors], x2[kGroupVectors], x3[kGroupVectors];
-  for (int v = 0; v < kGroupVectors; ++v) {
-    for (int lane = 0; lane < kGroupLanes; ++lane) {
-      x0[v][lane] = first + static_cast<uint32_t>(v * kGroupLanes + lane);
-      x1[v][lane] = row;
+// words[w][i] = word w, in the low half, of counter (group, row + i, matrix, 0).
+inline void philox_words(uint64_t seed, uint32_t matrix, uint32_t row, uint32_t group, uint64_t (*words)[kCounters]) {
+  Words x0[kCounterVectors], x1[kCounterVectors], x2[kCounterVectors], x3[kCounterVectors];
+  for (int v = 0; v < kCounterVectors; ++v) {
+    for (int lane = 0; lane < kCounterLanes; ++lane) {
+      x0[v][lane] = group;
+      x1[v][lane] = row + static_cast<uint32_t>(v * kCounterLanes + lane);
       x2[v][lane] = matrix;
       x3[v][lane] = 0;
     }
@@ -38,7 +38,7 @@ inline void philox_words(uint64_t seed, uint32_t matrix, uint32_t row, uint32_t 
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kGroupVectors; ++v) {
+    for (int v = 0; v < kCounterVectors; ++v) {
       const Words product0 = multiply_words(x0[v], 0xD2511F53u), product1 = multiply_words(x2[v], 0xCD9E8D57u);
       x0[v] = (product1 >> 32) ^ x1[v] ^ static_cast<uint64_t>(key0);
       x1[v] = product1;
@@ -48,26 +48,25 @@ inline void philox_words(uint64_t seed, uint32_t matrix, uint32_t row, uint32_t 
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  for (int v = 0; v < kGroupVectors; ++v) {
-    for (int lane = 0; lane < kGroupLanes; ++lane) {
-      uint32_t* to = words + 4 * (v * kGroupLanes + lane);
-      to[0] = static_cast<uint32_t>(x0[v][lane]);
-      to[1] = static_cast<uint32_t>(x1[v][lane]);
-      to[2] = static_cast<uint32_t>(x2[v][lane]);
-      to[3] = static_cast<uint32_t>(x3[v][lane]);
-    }
+  for (int v = 0; v < kCounterVectors; ++v) {
+    const Words all[4] = {x0[v], x1[v], x2[v], x3[v]};
+    for (int w = 0; w < 4; ++w) std::memcpy(words[w] + v * kCounterLanes, &all[w], sizeof all[w]);
   }
 }
 
-// The factor of every probability of one row: 0 where dropped, 1 / (1 - p) where kept. Column j takes word j % 4 of
-// counter (j / 4, row, matrix, 0), so the mask depends on the element alone, not on how work is divided.
-// `factors` has room for `tokens` rounded up to a multiple of 4 · kGroups.
+// The factors of the probabilities of kCounters rows from `row` on, as columns: factors[column][i] is 0 where dropped,
+// `kept` where not. Column j takes word j % 4 of counter (j / 4, row, matrix, 0), so the mask depends on the element
+// alone, not on how work is divided. `factors` has room for `columns` rounded up to a multiple of 4.
 template <class T>
-void dropout_row(uint64_t seed, uint32_t threshold, T kept, uint32_t matrix, uint32_t row, int tokens, T* factors) {
-  for (int column = 0; column < tokens; column += 4 * kGroups) {
-    uint32_t words[4 * kGroups];
+void dropout_columns(uint64_t seed, uint32_t threshold, T kept, uint32_t matrix, uint32_t row, int columns, T* factors,
+                     ptrdiff_t stride) {
+  for (int column = 0; column < columns; column += 4) {
+    uint64_t words[4][kCounters];
     philox_words(seed, matrix, row, static_cast<uint32_t>(column / 4), words);
-    for (int c = 0; c < 4 * kGroups; ++c) factors[column + c] = words[c] >= threshold ? kept : T(0);
+    for (int w = 0; w < 4; ++w) {
+      T* const to = factors + (column + w) * stride;
+      for (int i = 0; i < kCounters; ++i) to[i] = static_cast<uint32_t>(words[w][i]) >= threshold ? kept : T(0);
+    }
   }
 }
 

@@ -1,12 +1,14 @@
 // Region attention for one (region, head), forward and backward. Compiled once for every instruction set.
 //
-// Rows of scores are made a block at a time, whole: no running maximum is needed, since even 1024 columns fit the
-// second-level cache. Letters: S tokens, D channels a head, L lanes a vector.
+// Scores are made for a block of queries at a time and all keys: no running maximum is needed, since even 1024 keys fit
+// the second-level cache. They stand transposed, keys down and queries across, as the product of the keys with the
+// transposed queries. Letters: S tokens, D channels a head, L lanes a vector.
 
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
 #include "cpu/region_attention_bf16.h"
+#include "cpu/region_attention_head.h"
 #include "cpu/softmax.h"
 #include "cpu/workspace.h"
 
@@ -14,7 +16,7 @@ namespace mae_dfer {
 namespace MAE_DFER_ISA {
 namespace {
 
-// Up to this many tokens a region's rows are one block, and the backward's sums over rows need no second pass.
+// Up to this many tokens a region's queries are one block, and the backward's sums over queries need no second pass.
 constexpr int kOneBlockTokens = 128;
 constexpr int kBlockTokens = 64;
 
@@ -22,33 +24,31 @@ constexpr int kBlockTokens = 64;
 template <class T>
 struct Layout {
   int tokens, head_dim;
-  int block;         // rows of scores held at once
-  int score_stride;  // S rounded up to L, and off the strides that collide in the cache
-  int score_width;   // S rounded up to L
+  int block;         // queries whose scores are held at once
+  int score_stride;  // the same, rounded up to L
   int width;         // D rounded up to L
+  size_t dropout;    // elements
 
   explicit Layout(const RegionAttention& problem)
       : tokens(static_cast<int>(problem.tokens)), head_dim(static_cast<int>(problem.head_dim)) {
     block = tokens <= kOneBlockTokens ? tokens : kBlockTokens;
-    score_width = round_up(tokens, kLanes<T>);
-    score_stride = score_width * sizeof(T) % 1024 == 0 ? score_width + kLanes<T> : score_width;
+    score_stride = round_up(block, kLanes<T>);
     width = round_up(head_dim, kLanes<T>);
+    dropout = Dropout<T>::elements(problem, block);
   }
 
   bool whole_vectors() const { return width == head_dim; }
   bool one_block() const { return block == tokens; }
-  size_t scores() const { return static_cast<size_t>(block) * score_stride; }
+  size_t scores() const { return static_cast<size_t>(tokens) * score_stride; }
   size_t transposed() const { return static_cast<size_t>(head_dim) * score_stride; }
   size_t rows() const { return static_cast<size_t>(tokens) * width; }
   size_t block_rows() const { return static_cast<size_t>(block) * width; }
-  size_t per_row() const { return static_cast<size_t>(round_up(block, kLanes<T>)); }
-  size_t dropout() const { return static_cast<size_t>(round_up(tokens, 4 * kGroups)); }
 
   size_t forward_elements() const {
-    return transposed() + rows() + block_rows() + scores() + per_row() + dropout() + 6 * kSpacing<T>;
+    return 2 * rows() + transposed() + scores() + score_stride + block_rows() + dropout + 7 * kSpacing<T>;
   }
   size_t backward_elements() const {
-    return 2 * transposed() + 3 * rows() + 3 * block_rows() + 2 * scores() + dropout() + 10 * kSpacing<T>;
+    return 4 * rows() + 2 * transposed() + 3 * block_rows() + 2 * scores() + dropout + 12 * kSpacing<T>;
   }
 };
 
@@ -61,13 +61,17 @@ struct Rows {
 
 template <class T, class E>
 Rows<T> rows_as(const E* from, ptrdiff_t stride, int rows, const Layout<T>& layout, T* copy) {
-  if constexpr (sizeof(E) == sizeof(T)) {
-    for (int row = 0; row < rows; ++row) prefetch_next_head(from + row * stride, layout.head_dim);
-    return {reinterpret_cast<const T*>(from), stride};
-  } else {
-    pack_rows<T>(from, stride, rows, layout.head_dim, copy, layout.width);
-    return {copy, layout.width};
-  }
+  if constexpr (sizeof(E) == sizeof(T)) return {reinterpret_cast<const T*>(from), stride};
+  pack_rows<T>(from, stride, rows, layout.head_dim, copy, layout.width);
+  return {copy, layout.width};
+}
+
+// The same of a factor whose elements are read again with every block: the tensor's own only for one block.
+template <class T, class E>
+Rows<T> factor_as(const E* from, ptrdiff_t stride, const Layout<T>& layout, T* copy) {
+  if (layout.one_block()) return rows_as(from, stride, layout.tokens, layout, copy);
+  pack_rows<T>(from, stride, layout.tokens, layout.head_dim, copy, layout.width);
+  return {copy, layout.width};
 }
 
 // C = epilogue(A B) into rows of the result, through `scratch` where the last vector of a row is not whole.
@@ -98,106 +102,115 @@ void unpack_rows(const T* from, const Layout<T>& layout, E* result, ptrdiff_t st
 template <class T, class E>
 void forward_task(const RegionAttention& problem, int64_t task, void* memory) {
   const Layout<T> layout(problem);
-  const int64_t region = task / problem.heads, head = task % problem.heads;
-  const ptrdiff_t model = static_cast<ptrdiff_t>(problem.heads * problem.head_dim);
-  const E* query = static_cast<const E*>(problem.qkv) + region * problem.qkv_region_stride + head * problem.head_dim;
-  const E *key = query + model, *value = key + model;
-  E* out = static_cast<E*>(problem.result) + region * problem.tokens * model + head * problem.head_dim;
-  const int score_vectors = layout.score_width / kLanes<T>;
+  const TaskHeads<E> heads(problem, task, false);
+  const Head<E>&head = heads.head, &next = heads.next;
+  const ptrdiff_t model = head.model, stride = problem.qkv_token_stride;
+  const int tokens = layout.tokens, width = layout.width, score_stride = layout.score_stride;
 
   Workspace<T> workspace(memory);
-  T* const keys_t = workspace.take(layout.transposed());
+  T* const key_rows = workspace.take(layout.rows());
   T* const values = workspace.take(layout.rows());
-  T* const block_rows = workspace.take(layout.block_rows());
-  T* const scores = workspace.take(layout.scores());
-  T* const inverse_sums = workspace.take(layout.per_row());
-  const Dropout<T> dropout(problem, task, workspace.take(layout.dropout()));
+  T* const queries_t = workspace.take(layout.transposed());
+  T* const score_memory = workspace.take(layout.scores());
+  T* const inverse_sums = workspace.take(score_stride);
+  T* const scratch = workspace.take(layout.block_rows());
+  Dropout<T> dropout(problem, task, layout.block, workspace.take(layout.dropout));
+  Epilogue<T> to_powers, normalise;
+  to_powers.scale = static_cast<T>(problem.scale * kLog2E);
+  normalise.row_scale = inverse_sums;
+  const auto ahead = [&](const E* rows, ptrdiff_t apart) { return Ahead(rows, apart, layout.head_dim); };
 
-  pack_transposed<T>(key, problem.qkv_token_stride, layout.tokens, layout.head_dim, keys_t,
-                     layout.score_stride, layout.score_width);
-  pack_rows<T>(value, problem.qkv_token_stride, layout.tokens, layout.head_dim, values, layout.width);
-
-  for (int first = 0; first < layout.tokens; first += layout.block) {
-    const int rows = layout.tokens - first < layout.block ? layout.tokens - first : layout.block;
-    const Rows<T> q = rows_as<T>(query + first * problem.qkv_token_stride, problem.qkv_token_stride, rows, layout,
-                                 block_rows);
-    Epilogue<T> to_powers, normalise;
-    to_powers.scale = static_cast<T>(problem.scale * kLog2E);
-    normalise.row_scale = inverse_sums;
-    multiply<T>({q.data, q.stride, keys_t, layout.score_stride, layout.head_dim}, rows, score_vectors, scores,
-                layout.score_stride, to_powers);
-    for (int i = 0; i < rows; ++i) {
-      T* const row = scores + static_cast<ptrdiff_t>(i) * layout.score_stride;
-      inverse_sums[i] = exponentiate_row<T>(row, layout.tokens, layout.score_width);
-      if (const T* factors = dropout.row(first + i, layout.tokens)) multiply_row<T>(row, factors, layout.score_width);
-    }
-    multiply_into<T>({scores, layout.score_stride, values, layout.width, layout.tokens}, rows, layout,
-                     out + first * model, model, normalise, block_rows);
+  const Rows<T> keys = factor_as(head.key, stride, layout, key_rows);
+  pack_rows<T>(head.value, stride, tokens, layout.head_dim, values, width);
+  for (int first = 0; first < tokens; first += layout.block) {
+    const int rows = tokens - first < layout.block ? tokens - first : layout.block;
+    const Scores<T> scores{score_memory, score_stride, tokens, round_up(rows, kLanes<T>) / kLanes<T>};
+    const Rows<T> queries = rows_as(head.query + first * stride, stride, rows, layout, scratch);
+    pack_transposed<T>(queries.data, queries.stride, rows, layout.head_dim, queries_t, score_stride,
+                       scores.vectors * kLanes<T>);
+    Operands<T> for_scores{keys.data, keys.stride, queries_t, score_stride, layout.head_dim};
+    if (first == 0) for_scores = for_scores.asking(ahead(head.result, model), ahead(next.key, stride));
+    multiply(for_scores, tokens, scores.vectors, scores.data, score_stride, to_powers);
+    dropout.draw(first, rows, tokens);
+    soften<T, 1, kPanel>(scores, dropout, Power<T>::kTerms, inverse_sums,
+                         [&](int j, int i, const Vec<T>* probs) { store<T>(scores.at(j, i), probs[0]); });
+    const Operands<T> for_result{scores.data, score_stride, values, width, tokens};
+    multiply_into<T, true>(
+        for_result.asking(ahead(next.value + first * stride, stride), ahead(next.query + first * stride, stride)), rows,
+        layout, head.result + first * model, model, normalise, scratch);
   }
 }
 
 template <class T, class E>
 void backward_task(const RegionAttention& problem, int64_t task, void* memory) {
   const Layout<T> layout(problem);
-  const int64_t region = task / problem.heads, head = task % problem.heads;
-  const ptrdiff_t model = static_cast<ptrdiff_t>(problem.heads * problem.head_dim), packed = 3 * model;
+  const TaskHeads<E> heads(problem, task, true);
+  const Head<E>&head = heads.head, &next = heads.next;
+  const ptrdiff_t model = head.model, packed = 3 * model;
   const ptrdiff_t stride = problem.qkv_token_stride, grad_stride = problem.grad_out_token_stride;
-  const E* query = static_cast<const E*>(problem.qkv) + region * problem.qkv_region_stride + head * problem.head_dim;
-  const E *key = query + model, *value = key + model;
-  const E* grad_out = static_cast<const E*>(problem.grad_out) + region * problem.grad_out_region_stride +
-                      head * problem.head_dim;
-  E* grad_query = static_cast<E*>(problem.result) + region * problem.tokens * packed + head * problem.head_dim;
-  E *grad_key = grad_query + model, *grad_value = grad_key + model;
-  const int tokens = layout.tokens, width = layout.width, score_stride = layout.score_stride;
-  const int score_vectors = layout.score_width / kLanes<T>, vectors = width / kLanes<T>;
+  E *const grad_query = head.result, *const grad_key = grad_query + model, *const grad_value = grad_key + model;
+  const int tokens = layout.tokens, head_dim = layout.head_dim, width = layout.width;
+  const int score_stride = layout.score_stride, vectors = width / kLanes<T>;
 
   Workspace<T> workspace(memory);
-  T* const keys_t = workspace.take(layout.transposed());
-  T* const values_t = workspace.take(layout.transposed());
   T* const keys = workspace.take(layout.rows());
+  T* const value_rows = workspace.take(layout.rows());
   T* const key_sums = workspace.take(layout.rows());
   T* const value_sums = workspace.take(layout.rows());
+  T* const queries_t = workspace.take(layout.transposed());
+  T* const grads_t = workspace.take(layout.transposed());
   T* const queries = workspace.take(layout.block_rows());
   T* const grads = workspace.take(layout.block_rows());
   T* const scratch = workspace.take(layout.block_rows());
-  T* const probs = workspace.take(layout.scores());
-  T* const grad_scores = workspace.take(layout.scores());
-  const Dropout<T> dropout(problem, task, workspace.take(layout.dropout()));
+  T* const score_memory = workspace.take(layout.scores());
+  T* const grad_memory = workspace.take(layout.scores());
+  Dropout<T> dropout(problem, task, layout.block, workspace.take(layout.dropout));
+  Epilogue<T> to_powers, scaled, plain;
+  to_powers.scale = static_cast<T>(problem.scale * kLog2E);
+  scaled.scale = static_cast<T>(problem.scale);
+  const auto ahead = [&](const E* rows, ptrdiff_t apart) { return Ahead(rows, apart, head_dim); };
 
-  pack_transposed<T>(key, stride, tokens, layout.head_dim, keys_t, score_stride, layout.score_width);
-  pack_transposed<T>(value, stride, tokens, layout.head_dim, values_t, score_stride, layout.score_width);
-  pack_rows<T>(key, stride, tokens, layout.head_dim, keys, width);
-
+  pack_rows<T>(head.key, stride, tokens, head_dim, keys, width);
+  const Rows<T> values = factor_as(head.value, stride, layout, value_rows);
   for (int first = 0; first < tokens; first += layout.block) {
     const int rows = tokens - first < layout.block ? tokens - first : layout.block;
-    pack_rows<T>(query + first * stride, stride, rows, layout.head_dim, queries, width);
-    pack_rows<T>(grad_out + first * grad_stride, grad_stride, rows, layout.head_dim, grads, width);
-    Epilogue<T> to_powers, scaled, plain;
-    to_powers.scale = static_cast<T>(problem.scale * kLog2E);
-    scaled.scale = static_cast<T>(problem.scale);
-    multiply<T>({queries, width, keys_t, score_stride, layout.head_dim}, rows, score_vectors, probs, score_stride,
-                to_powers);
-    multiply<T>({grads, width, values_t, score_stride, layout.head_dim}, rows, score_vectors, grad_scores,
-                score_stride, plain);
-    for (int i = 0; i < rows; ++i) {
-      T* const row = probs + static_cast<ptrdiff_t>(i) * score_stride;
-      const T inverse_sum = exponentiate_row<T>(row, tokens, layout.score_width);
-      softmax_backward_row<T>(row, grad_scores + static_cast<ptrdiff_t>(i) * score_stride, inverse_sum,
-                              dropout.row(first + i, tokens), layout.score_width);
+    const Scores<T> scores{score_memory, score_stride, tokens, round_up(rows, kLanes<T>) / kLanes<T>};
+    const Scores<T> grad_scores{grad_memory, score_stride, tokens, scores.vectors};
+    const int padded = scores.vectors * kLanes<T>;
+    pack_rows<T>(head.query + first * stride, stride, rows, head_dim, queries, width);
+    pack_rows<T>(head.grad_out + first * grad_stride, grad_stride, rows, head_dim, grads, width);
+    pack_transposed<T>(queries, width, rows, head_dim, queries_t, score_stride, padded);
+    pack_transposed<T>(grads, width, rows, head_dim, grads_t, score_stride, padded);
+    Operands<T> for_scores{keys, width, queries_t, score_stride, head_dim};
+    Operands<T> for_grads{values.data, values.stride, grads_t, score_stride, head_dim};
+    if (first == 0) {
+      for_scores = for_scores.asking(ahead(grad_query, packed), ahead(next.key, stride));
+      for_grads = for_grads.asking(ahead(grad_key, packed), ahead(grad_value, packed));
     }
+    multiply(for_scores, tokens, scores.vectors, scores.data, score_stride, to_powers);
+    multiply(for_grads, tokens, scores.vectors, grad_scores.data, score_stride, plain);
+    dropout.draw(first, rows, tokens);
+    soften_backward<T, 1, kPanel>(scores, grad_scores, dropout,
+                                  [&](int j, int i, const Vec<T>* probs, const Vec<T>* gradients) {
+                                    store<T>(scores.at(j, i), probs[0]);
+                                    store<T>(grad_scores.at(j, i), gradients[0]);
+                                  });
     // dQ = scale · dS K
-    multiply_into<T>({grad_scores, score_stride, keys, width, tokens}, rows, layout, grad_query + first * packed,
-                     packed, scaled, scratch);
-    // dK = scale · dSᵀ Q and dV = Pᵀ dO, summed over the blocks of rows
-    const Operands<T> for_keys{grad_scores, score_stride, queries, width, rows};
-    const Operands<T> for_values{probs, score_stride, grads, width, rows};
+    const Operands<T> for_queries{grad_scores.data, score_stride, keys, width, tokens};
+    multiply_into<T, true>(for_queries.asking(ahead(next.value + first * stride, stride)), rows, layout,
+                           grad_query + first * packed, packed, scaled, scratch);
+    // dK = scale · dSᵀ Q and dV = Pᵀ dO, summed over the blocks of queries
+    const Operands<T> for_keys{grad_scores.data, score_stride, queries, width, rows};
+    const Operands<T> for_values{scores.data, score_stride, grads, width, rows};
     if (layout.one_block()) {
-      multiply_into<T, true>(for_keys, tokens, layout, grad_key, packed, scaled, scratch);
-      multiply_into<T, true>(for_values, tokens, layout, grad_value, packed, plain, scratch);
+      multiply_into(for_keys.asking(ahead(next.query, stride)), tokens, layout, grad_key, packed, scaled, scratch);
+      multiply_into(for_values.asking(ahead(next.grad_out, grad_stride)), tokens, layout, grad_value, packed, plain,
+                    scratch);
     } else {
       scaled.accumulate = plain.accumulate = first > 0;
-      multiply<T, true>(for_keys, tokens, vectors, key_sums, width, scaled);
-      multiply<T, true>(for_values, tokens, vectors, value_sums, width, plain);
+      multiply(for_keys, tokens, vectors, key_sums, width, scaled);
+      multiply(for_values, tokens, vectors, value_sums, width, plain);
+      scaled.accumulate = plain.accumulate = false;
     }
   }
   if (!layout.one_block()) {

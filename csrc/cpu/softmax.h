@@ -1,4 +1,7 @@
-// Rows of scores to probabilities and back, with dropout.
+// Scores to probabilities and back, with dropout.
+//
+// Scores stand with keys down and queries across: a lane is a query, so that maxima and sums are taken lane by lane and
+// nothing is reduced across them.
 #pragma once
 
 #include "cpu/philox.h"
@@ -9,86 +12,178 @@ namespace mae_dfer {
 namespace MAE_DFER_ISA {
 namespace {
 
-template <class T>
-struct Dropout {
-  explicit Dropout(const RegionAttention& problem, int64_t task, T* buffer)
-      : on(problem.dropout_p > 0.0),
-        seed(problem.seed),
-        threshold(problem.dropout_threshold()),
-        matrix(static_cast<uint32_t>(task)),
-        kept(static_cast<T>(1.0 / (1.0 - problem.dropout_p))),
-        factors(buffer) {}
+// Vectors of queries that are worked on side by side, to fill the pipelines.
+#if defined(__AVX512F__)
+constexpr int kPanel = 4;
+#else
+constexpr int kPanel = 2;
+#endif
+// So many terms are summed on their own before their sum is added to the others': a long sum keeps its precision.
+constexpr int kSumKeys = 32;
 
-  // The factors of a row, or null where nothing is dropped.
-  const T* row(int index, int tokens) const {
-    if (!on) return nullptr;
-    dropout_row<T>(seed, threshold, kept, matrix, static_cast<uint32_t>(index), tokens, factors);
-    return factors;
+// The factors of the probabilities of a block of queries: 0 where dropped, 1 / (1 - p) where kept.
+template <class T>
+class Dropout {
+ public:
+  static int stride(int block) { return (block + kCounters - 1) / kCounters * kCounters; }
+  static size_t elements(const RegionAttention& problem, int block) {
+    return problem.dropout_p > 0.0 ? static_cast<size_t>((problem.tokens + 3) / 4 * 4) * stride(block) : 0;
   }
 
-  bool on;
-  uint64_t seed;
-  uint32_t threshold;
-  uint32_t matrix;
-  T kept;
-  T* factors;
+  Dropout(const RegionAttention& problem, int64_t task, int block, T* buffer)
+      : on_(problem.dropout_p > 0.0),
+        seed_(problem.seed),
+        threshold_(problem.dropout_threshold()),
+        matrix_(static_cast<uint32_t>(task)),
+        kept_(static_cast<T>(1.0 / (1.0 - problem.dropout_p))),
+        stride_(stride(block)),
+        factors_(buffer) {}
+
+  void draw(int first_query, int queries, int keys) {
+    if (!on_) return;
+    for (int query = 0; query < queries; query += kCounters) {
+      dropout_columns<T>(seed_, threshold_, kept_, matrix_, static_cast<uint32_t>(first_query + query), keys,
+                         factors_ + query, stride_);
+    }
+  }
+
+  // What a vector of probabilities is multiplied with.
+  Vec<T> times(Vec<T> value, int key, int query) const {
+    return on_ ? value * load<T>(factors_ + static_cast<ptrdiff_t>(key) * stride_ + query) : value;
+  }
+
+ private:
+  bool on_;
+  uint64_t seed_;
+  uint32_t threshold_;
+  uint32_t matrix_;
+  T kept_;
+  int stride_;
+  T* factors_;
 };
 
-// One row of scores, in powers of two, becomes 2^(score - maximum), zero in the padding; `put(column, values)` takes it.
-// Returns 1 / Σ.
-template <class T, int kCount, class Put>
-inline T exponentiate(const T* row, int tokens, int padded, const T (&terms)[kCount], const Put& put) {
-  const int last = padded - kLanes<T>;
-  const IntVec<T> columns = lane_numbers<T>() + splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(last));
-  const IntVec<T> inside = columns < splat<IntVec<T>>(static_cast<typename VecTypes<T>::Lane>(tokens));
-  // The padding takes the first score, which can raise no maximum.
-  Vec<T> top = inside ? load<T>(row + last) : broadcast<T>(row[0]);
-  for (int j = 0; j < last; j += kLanes<T>) top = maximum<T>(load<T>(row + j), top);
-  const Vec<T> highest = broadcast<T>(reduce_max<T>(top));
-  Vec<T> sum = broadcast<T>(T(0));
-  for (int j = 0; j < last; j += kLanes<T>) {
-    const Vec<T> value = power_of_two<T>(load<T>(row + j) - highest, terms);
-    put(j, value);
-    sum += value;
+// A block of scores: `keys` rows, `stride` apart, of `vectors` vectors of queries.
+template <class T>
+struct Scores {
+  T* data;
+  int stride;
+  int keys;
+  int vectors;
+
+  T* at(int key, int query) const { return data + static_cast<ptrdiff_t>(key) * stride + query; }
+};
+
+// Scores, in powers of two, of kColumns vectors of queries from `query` on become 2^(score - maximum). These come
+// kKeys keys at a time to `put(key, n, values)`, zero for a key after the last. `inverse_sums`: 1 / Σ of every query.
+template <class T, int kColumns, int kKeys, int kCount, class Put>
+inline void exponentiate_panel(const Scores<T>& scores, int query, const T (&terms)[kCount], Vec<T>* inverse_sums,
+                               const Put& put) {
+  static_assert(kSumKeys % kKeys == 0, "keys that are put together are summed together");
+  Vec<T> highest[kColumns], sums[kColumns];
+#pragma GCC unroll 4
+  for (int n = 0; n < kColumns; ++n) {
+    highest[n] = load<T>(scores.at(0, query + n * kLanes<T>));
+    sums[n] = broadcast<T>(T(0));
   }
-  const Vec<T> value = power_of_two<T>(load<T>(row + last) - highest, terms);
-  const Vec<T> tail = inside ? value : broadcast<T>(T(0));
-  put(last, tail);
-  return T(1) / reduce_add<T>(sum + tail);
-}
-
-template <class T>
-T exponentiate_row(T* row, int tokens, int padded) {
-  return exponentiate<T>(row, tokens, padded, Power<T>::kTerms, [&](int j, Vec<T> value) { store<T>(row + j, value); });
-}
-
-template <class T>
-void multiply_row(T* row, const T* factors, int padded) {
-  for (int j = 0; j < padded; j += kLanes<T>) store<T>(row + j, load<T>(row + j) * load<T>(factors + j));
-}
-
-// Rows of probabilities (unnormalised) and of dP become rows of dropped probabilities and of dS:
-// dS = P ∘ (dP - Σ P∘dP).
-template <class T>
-void softmax_backward_row(T* probs, T* grads, T inverse_sum, const T* factors, int padded) {
-  const Vec<T> scale = broadcast<T>(inverse_sum);
-  Vec<T> sum = broadcast<T>(T(0));
-  for (int j = 0; j < padded; j += kLanes<T>) {
-    const Vec<T> p = load<T>(probs + j) * scale;
-    Vec<T> grad = load<T>(grads + j);
-    if (factors) {
-      grad *= load<T>(factors + j);
-      store<T>(grads + j, grad);
+  for (int key = 1; key < scores.keys; ++key) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; ++n) {
+      highest[n] = maximum<T>(load<T>(scores.at(key, query + n * kLanes<T>)), highest[n]);
     }
-    store<T>(probs + j, p);
-    sum += p * grad;
   }
-  const Vec<T> delta = broadcast<T>(reduce_add<T>(sum));
-  for (int j = 0; j < padded; j += kLanes<T>) {
-    const Vec<T> p = load<T>(probs + j);
-    store<T>(grads + j, p * (load<T>(grads + j) - delta));
-    if (factors) store<T>(probs + j, p * load<T>(factors + j));
+  for (int first = 0; first < scores.keys; first += kSumKeys) {
+    const int end = scores.keys - first < kSumKeys ? scores.keys : first + kSumKeys;
+    Vec<T> partial[kColumns];
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; ++n) partial[n] = broadcast<T>(T(0));
+    for (int key = first; key < end; key += kKeys) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kColumns; ++n) {
+        Vec<T> values[kKeys];
+        for (int i = 0; i < kKeys; ++i) {
+          values[i] = i > 0 && key + i >= end
+                          ? broadcast<T>(T(0))
+                          : power_of_two<T>(load<T>(scores.at(key + i, query + n * kLanes<T>)) - highest[n], terms);
+          partial[n] += values[i];
+        }
+        put(key, n, values);
+      }
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; ++n) sums[n] += partial[n];
   }
+#pragma GCC unroll 4
+  for (int n = 0; n < kColumns; ++n) inverse_sums[n] = broadcast<T>(T(1)) / sums[n];
+}
+
+// `panel(query, columns)` for all vectors of a block, where `columns` is an integral constant of at most kMost.
+template <int kCount>
+struct Columns {
+  static constexpr int value = kCount;
+};
+
+template <class T, int kMost, class Panel>
+inline void for_panels(int vectors, const Panel& panel) {
+  int vector = 0;
+  for (; vector + kMost <= vectors; vector += kMost) panel(vector * kLanes<T>, Columns<kMost>());
+  if constexpr (kMost > 2) {
+    for (; vector + 2 <= vectors; vector += 2) panel(vector * kLanes<T>, Columns<2>());
+  }
+  for (; vector < vectors; ++vector) panel(vector * kLanes<T>, Columns<1>());
+}
+
+// Unnormalised probabilities, dropped, go to `put(key, query, values)`, kKeys keys at a time; `inverse_sums` has
+// one factor a query.
+template <class T, int kKeys, int kMost, int kCount, class Put>
+void soften(const Scores<T>& scores, const Dropout<T>& dropout, const T (&terms)[kCount], T* inverse_sums,
+            const Put& put) {
+  for_panels<T, kMost>(scores.vectors, [&](int query, auto columns) {
+    constexpr int kColumns = decltype(columns)::value;
+    Vec<T> inverse[kColumns];
+    exponentiate_panel<T, kColumns, kKeys>(scores, query, terms, inverse, [&](int key, int n, Vec<T>* values) {
+      for (int i = 0; i < kKeys; ++i) values[i] = dropout.times(values[i], key + i, query + n * kLanes<T>);
+      put(key, query + n * kLanes<T>, values);
+    });
+    for (int n = 0; n < kColumns; ++n) store<T>(inverse_sums + query + n * kLanes<T>, inverse[n]);
+  });
+}
+
+// From scores and from dP, as `grads`, to dropped probabilities and dS = P ∘ (dP - Σ P∘dP), which go to
+// `put(key, query, probabilities, gradients)`, kKeys keys at a time, zeros for a key after the last.
+template <class T, int kKeys, int kMost, class Put>
+void soften_backward(const Scores<T>& scores, const Scores<T>& grads, const Dropout<T>& dropout, const Put& put) {
+  for_panels<T, kMost>(scores.vectors, [&](int query, auto columns) {
+    constexpr int kColumns = decltype(columns)::value;
+    Vec<T> inverse[kColumns], delta[kColumns];
+    const auto grad_at = [&](int key, int n) {
+      const int column = query + n * kLanes<T>;
+      return dropout.times(load<T>(grads.at(key, column)), key, column);
+    };
+    for (int n = 0; n < kColumns; ++n) delta[n] = broadcast<T>(T(0));
+    exponentiate_panel<T, kColumns, 1>(scores, query, Power<T>::kTerms, inverse, [&](int key, int n, Vec<T>* values) {
+      store<T>(scores.at(key, query + n * kLanes<T>), values[0]);
+      delta[n] += values[0] * grad_at(key, n);
+    });
+#pragma GCC unroll 4
+    for (int n = 0; n < kColumns; ++n) delta[n] *= inverse[n];
+    for (int key = 0; key < scores.keys; key += kKeys) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kColumns; ++n) {
+        Vec<T> probs[kKeys], gradients[kKeys];
+        for (int i = 0; i < kKeys; ++i) {
+          if (i > 0 && key + i >= scores.keys) {
+            probs[i] = gradients[i] = broadcast<T>(T(0));
+            continue;
+          }
+          const int column = query + n * kLanes<T>;
+          const Vec<T> p = load<T>(scores.at(key + i, column)) * inverse[n];
+          gradients[i] = p * (grad_at(key + i, n) - delta[n]);
+          probs[i] = dropout.times(p, key + i, column);
+        }
+        put(key, query + n * kLanes<T>, probs, gradients);
+      }
+    }
+  });
 }
 
 }  // namespace
