@@ -45,10 +45,10 @@ def _run_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _run_backward(grad_sum: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _run_backward(grad_sum: Tensor | None, *rest: Any, share: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *inputs, backend = rest
     result: tuple[Tensor, Tensor, Tensor, Tensor] = backends.run(
-        "residual_layer_norm", "backward", backend, (inputs[1],), grad_sum, *inputs
+        "residual_layer_norm", "backward", backend, (inputs[1],), grad_sum, *inputs, share
     )
     return result
 
@@ -79,7 +79,8 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_backward(grad_sum, grad_normed, total, row_scale, weight, update_dtype)
-    return _run_backward(grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype, backend)
+    # A registered operator may not return one tensor twice.
+    return _run_backward(grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype, backend, share=False)
 
 
 def _forward_fake(
@@ -140,7 +141,7 @@ def _gradient(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> 
     arguments = (grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype)
     if torch.is_grad_enabled():
         # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
-        grad_x, grad_update, grad_weight, grad_bias = reference.backward(*arguments)
+        grad_x, grad_update, grad_weight, grad_bias = reference.backward(*arguments, True)
     else:
         gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
         grad_x, grad_update, grad_weight, grad_bias = gradients
@@ -225,6 +226,40 @@ def residual_layer_norm(
     inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
     total, normed = call(_OPERATOR, (x, update, weight, bias), inputs)
     return (total, normed) if len(shape) == 3 else (total.view(shape), normed.view(shape))
+
+
+def residual_layer_norm_gradient(
+    grad_sum: Tensor | None,
+    grad_normed: Tensor,
+    total: Tensor,
+    row_scale: Tensor | None,
+    weight: Tensor,
+    eps: float,
+    update_dtype: torch.dtype,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `residual_layer_norm`, for autograd functions of which it is a part.
+
+    Args:
+        grad_sum: of the shape of ``total``, or None for zero.
+        grad_normed: of the shape of ``total``.
+        total: the sum that the forward returned.
+        row_scale, weight, eps, backend: what the forward was given.
+        update_dtype: the dtype of ``update``.
+
+    Returns:
+        Gradients of ``x`` and ``update``, which may be one tensor, of ``weight`` and of ``bias``. They cannot be
+        differentiated.
+    """
+    scale = check_row_scale(row_scale, "total", total, total.dim() - 2)
+    rows = (math.prod(total.shape[:-2]), *total.shape[-2:])
+    grad_sum = None if grad_sum is None else grad_sum.reshape(rows)
+    inputs = (grad_sum, grad_normed.reshape(rows), total.reshape(rows), scale, weight, eps, update_dtype)
+    resolved = backends.choose("residual_layer_norm", backend, total)
+    grad_x, grad_update, grad_weight, grad_bias = call_without_gradient(
+        _backward_op, _run_backward, (*inputs, resolved)
+    )
+    return grad_x.view(total.shape), grad_update.view(total.shape), grad_weight, grad_bias
 
 
 def _check_x(name: str, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mae_dfer
-from mae_dfer.models.recompute import gelu_linear, norm_linear, with_zero_gradients
+from mae_dfer.models.recompute import gelu_linear, norm_linear, residual_norm_linear, with_zero_gradients
 
 TINY = "lgi_former_tiny_patch16_160"
 BASE, AUTOENCODER = "lgi_former_base_patch16_160", "mae_lgi_former_base_patch16_160"
@@ -26,36 +26,70 @@ def tensors(dtype: torch.dtype) -> tuple[Tensor, nn.LayerNorm, nn.Linear]:
     return torch.randn(3, 5, 24, dtype=dtype, requires_grad=True), norm, linear
 
 
-@pytest.mark.parametrize("kind", ["norm", "gelu"])
+@pytest.mark.parametrize("kind", ["norm", "residual", "residual, scaled", "gelu"])
 def test_gradcheck(kind: str) -> None:
     x, norm, linear = tensors(torch.float64)
+    update = torch.randn_like(x, requires_grad=True)
+    factors = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64) if "scaled" in kind else None
+
+    def with_these(norm_weight: Tensor, norm_bias: Tensor) -> nn.LayerNorm:
+        other = copy.copy(norm)
+        other._parameters = {"weight": norm_weight, "bias": norm_bias}
+        return other
+
     if kind == "norm":
         inputs = (x, *norm.parameters(), *linear.parameters())
 
         def call(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            with_these = copy.copy(norm)
-            with_these._parameters = {"weight": norm_weight, "bias": norm_bias}
-            return norm_linear(x, with_these, weight, bias)
+            return norm_linear(x, with_these(norm_weight, norm_bias), weight, bias)
+    elif kind.startswith("residual"):
+        inputs = (x, update, *norm.parameters(), *linear.parameters())
+
+        def call(x: Tensor, update: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Any:
+            return residual_norm_linear(x, update, factors, with_these(norm_weight, norm_bias), weight, bias)
     else:
         inputs, call = (x, *linear.parameters()), gelu_linear
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
 
 
+def test_a_differentiable_gradient_of_a_weight_that_serves_twice() -> None:
+    """The second call's gradient of the weight must not go by what the first one made of it, too."""
+    x, norm, _ = tensors(torch.float64)
+    weight = torch.randn(24, 24, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(24, dtype=torch.float64)
+
+    def gradient(differentiable: bool) -> Tensor:
+        first = norm_linear(x, norm, weight, bias)
+        total, second = residual_norm_linear(x, first, None, norm, weight, bias)
+        out = gelu_linear(second, weight, bias) + total
+        return torch.autograd.grad(out.square().sum(), weight, create_graph=differentiable)[0]
+
+    torch.testing.assert_close(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["alone", "residual"])
 @pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_under_autocast_as_plain(stream: torch.dtype) -> None:
-    """The dtypes of autocast's own operators; and all gradients, which must come back in those of the parameters."""
+def test_under_autocast_as_plain(stream: torch.dtype, branch: bool) -> None:
+    """The dtypes of autocast's own operators; and all gradients, which must come back in those of what they are of."""
     found = []
     for fused in (True, False):
         x, norm, linear = tensors(torch.float32)
         low = x.detach().to(stream).requires_grad_()
+        update = torch.randn(x.shape).bfloat16().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            if fused:
+            total = low
+            if fused and branch:
+                total, out = residual_norm_linear(low, update, None, norm, linear.weight, linear.bias)
+            elif fused:
                 out = norm_linear(low, norm, linear.weight, linear.bias)
             else:
-                out = F.linear(norm(low), linear.weight, linear.bias)
-        out.float().square().sum().backward()
-        found.append([out, low.grad, *(parameter.grad for parameter in (*norm.parameters(), *linear.parameters()))])
+                total = low + update if branch else low
+                out = F.linear(norm(total), linear.weight, linear.bias)
+        (out.float().square().sum() + total.float().square().sum()).backward()
+        parameters = [*norm.parameters(), *linear.parameters()]
+        gradients = [tensor.grad for tensor in (low, *parameters, *([update] if branch else []))]
+        found.append([out, total, *gradients])
     for ours, plain in zip(*found, strict=True):
         assert ours.dtype == plain.dtype
         torch.testing.assert_close(ours, plain, rtol=0.03, atol=0.1)

@@ -116,8 +116,10 @@ MAE_DFER_KERNEL((32 * kWarps), 1) residual_backward(const ResidualLayerNorm prob
           scaled[i] = grad[i] * factor;
         }
         store_vector(row_address(problem.grad_x, problem.x.dtype, channels, row), problem.x.dtype, column, grad);
-        store_vector(row_address(problem.grad_update, problem.update.dtype, channels, row), problem.update.dtype,
-                     column, scaled);
+        if (problem.grad_update) {
+          store_vector(row_address(problem.grad_update, problem.update.dtype, channels, row), problem.update.dtype,
+                       column, scaled);
+        }
       }
     }
   }

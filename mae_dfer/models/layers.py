@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import region_attention
 
-from .recompute import gelu_linear, norm_linear
+from .recompute import gelu_linear, norm_linear, spread
+from .residual import Residual
 
 LAYER_NORM_EPS = 1e-6
 
@@ -75,11 +76,14 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Of ``norm(x)``: (…, C) → (…, C)."""
         if self.fused:
-            hidden = norm_linear(x, norm, self.fc1.weight, self.fc1.bias)
-            out = gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
-        else:
-            out = self.fc2(F.gelu(self.fc1(norm(x))))
-        return F.dropout(out, self.drop_rate, self.training)
+            return self.of_stream(Residual(x), norm)[1]
+        return F.dropout(self.fc2(F.gelu(self.fc1(norm(x)))), self.drop_rate, self.training)
+
+    def of_stream(self, stream: Residual, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The stream's sum x, and :meth:`forward` of it, fused."""
+        x, hidden = stream.norm_linear(norm, self.fc1.weight, self.fc1.bias)
+        out = gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+        return x, F.dropout(out, self.drop_rate, self.training)
 
 
 class Attention(nn.Module):
@@ -125,6 +129,12 @@ class Attention(nn.Module):
         """
         return self._output(self._mixed(x.reshape(-1, *x.shape[-2:]), norm)).view(x.shape)
 
+    def of_stream(self, stream: Residual, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """The stream's sum x, and :meth:`forward` of it, fused."""
+        x, packed = stream.norm_linear(norm, self.qkv.weight, self._bias("qkv"))
+        mixed = self._mix(packed.view(-1, *packed.shape[-2:]))
+        return x, self._output(mixed).view(x.shape)
+
     def of_last(self, x: Tensor, norm: nn.LayerNorm, wanted: int) -> Tensor:
         """The last ``wanted`` tokens of :meth:`forward`'s result for x (R, S, C), at less cost."""
         if self._takes_kernel(x):
@@ -133,8 +143,11 @@ class Attention(nn.Module):
         return self.cross(x[:, -wanted:], norm, x, norm)
 
     def _mixed(self, rows: Tensor, norm: nn.LayerNorm) -> Tensor:
-        packed = self._project(rows, norm, self.qkv.weight, self._bias("qkv"))
-        if self._takes_kernel(rows):
+        return self._mix(self._project(rows, norm, self.qkv.weight, self._bias("qkv")))
+
+    def _mix(self, packed: Tensor) -> Tensor:
+        """Self-attention from the packed projection (R, S, 3C)."""
+        if self._takes_kernel(packed):
             return self._regional(packed)
         return self._attend(*packed.chunk(3, dim=-1))
 
@@ -196,7 +209,7 @@ def drop_path(x: Tensor, rate: float, training: bool, draw_axes: int) -> Tensor:
     Those kept are divided by the probability of being kept.
     """
     factors = drop_path_factors(x, rate, training, draw_axes)
-    return x if factors is None else x * factors.view(factors.shape + (1,) * (x.ndim - draw_axes))
+    return x if factors is None else x * spread(factors, x)
 
 
 def drop_path_factors(x: Tensor, rate: float, training: bool, draw_axes: int) -> Tensor | None:

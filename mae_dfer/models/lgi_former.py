@@ -28,6 +28,7 @@ from .layers import (
 )
 from .recompute import with_zero_gradients
 from .regions import gather_tokens, partition, region_order, visible_by_region
+from .residual import Residual, through_blocks
 
 
 class LGIBlock(nn.Module):
@@ -60,35 +61,44 @@ class LGIBlock(nn.Module):
         self.mlp_norm = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate, fused=config.fused_attn)
 
-    def forward(self, x: Tensor, wanted: str = "all") -> Tensor:
+    def forward(self, x: Tensor | Residual, wanted: str = "all") -> Tensor | Residual:
         """(B, N, S, C) → (B, N, S', C), the tokens that are ``wanted``.
 
         S' is S for ``all``, 1 for ``representative``, L for ``local``. What only the others need is not computed,
-        except by the eager block.
+        except by the eager block. The block makes of a stream another one, whose branch is the MLP's.
         """
+        if isinstance(x, Residual):
+            return self._of_stream(x, wanted)
+        return self._of_stream(Residual(x), wanted).added()
+
+    def _of_stream(self, stream: Residual, wanted: str) -> Residual:
         if wanted == "representative" and self.fused and self.exchange != "self":
-            return self._representatives(x)
-        representative, local = self._local(x).split((1, x.shape[2] - 1), dim=2)
+            return self._representatives(stream.added())
+        x = self._local(stream)
+        representative, local = x.split((1, x.shape[2] - 1), dim=2)
         only_local = wanted == "local" and self.fused and self.exchange != "self"
         if only_local and self.exchange == "none":
-            return self._add_mlp(self._without(local, "global_", self.global_attention))
+            return self._mlp(Residual(self._without(local, "global_", self.global_attention)))
         if self.global_attention:
             representative = self._global(representative)
         if self.exchange == "cross":
             local = self._exchange(local, representative)
         if only_local:
-            return self._add_mlp(local)
-        x = torch.cat((representative, local), dim=2)
+            return self._mlp(Residual(local))
+        stream = Residual(torch.cat((representative, local), dim=2))
         if self.exchange == "self":
-            x = x + self._drop_per_region(self._exchange_attention()(x, self.exchange_norm))
-        return select(self._add_mlp(x), wanted)
+            stream = self._later(stream.x, self._exchange_attention()(stream.x, self.exchange_norm))
+        stream = self._mlp(stream)
+        return stream if wanted == "all" else Residual(select(stream.added(), wanted))
 
-    def _local(self, x: Tensor) -> Tensor:
+    def _local(self, stream: Residual) -> Tensor:
         """Attention inside each region: of all its tokens, or of the representative token alone."""
+        if self.local_attention == "self" and self.fused:
+            return self._later(*self.local_attn.of_stream(stream, self.local_norm)).added()
+        x = stream.added()
         if self.local_attention == "self":
-            return x + self._drop_per_region(self.local_attn(x, self.local_norm))
-        local = x[:, :, 1:]
-        return torch.cat((self._local_representative(x), local), dim=2)
+            return self._later(x, self.local_attn(x, self.local_norm)).added()
+        return torch.cat((self._local_representative(x), x[:, :, 1:]), dim=2)
 
     def _local_representative(self, x: Tensor) -> Tensor:
         """What :meth:`_local` makes of the representative tokens, (B, N, 1, C)."""
@@ -97,7 +107,7 @@ class LGIBlock(nn.Module):
             update = self.local_attn.cross(representative, self.local_norm, x, self.local_norm)
         else:
             update = self.local_attn.cross(representative, self.local_norm, local, self.local_context_norm)
-        return representative + self._drop_per_region(update)
+        return self._later(representative, update).added()
 
     def _global(self, representative: Tensor) -> Tensor:
         """Self-attention among a clip's representative tokens, (B, N, 1, C)."""
@@ -122,15 +132,19 @@ class LGIBlock(nn.Module):
     def _exchange_attention(self) -> Attention:
         return self.exchange_attn if self.share_attention == "none" else self.local_attn
 
-    def _add_mlp(self, x: Tensor) -> Tensor:
-        return x + self._drop_per_region(self.mlp(x, self.mlp_norm))
+    def _mlp(self, stream: Residual) -> Residual:
+        """The MLP of a stream's sum, left to be added."""
+        if self.fused:
+            return self._later(*self.mlp.of_stream(stream, self.mlp_norm))
+        x = stream.added()
+        return self._later(x, self.mlp(x, self.mlp_norm))
 
-    def _representatives(self, x: Tensor) -> Tensor:
+    def _representatives(self, x: Tensor) -> Residual:
         """The block's representative tokens (B, N, 1, C): what comes after the exchange changes local tokens alone."""
         representative = self._local_representative(x)
         if self.global_attention:
             representative = self._global(representative)
-        return self._add_mlp(self._without(representative, "exchange_", self.exchange == "cross"))
+        return self._mlp(Residual(self._without(representative, "exchange_", self.exchange == "cross")))
 
     def _without(self, x: Tensor, step: str, exists: bool) -> Tensor:
         """``x`` with a step left out, whose names begin with ``step``: its parameters get zero gradients."""
@@ -141,8 +155,9 @@ class LGIBlock(nn.Module):
         # What is shared with another step has another name.
         return with_zero_gradients(x, [value for name, value in self.named_parameters() if name.startswith(step)])
 
-    def _drop_per_region(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop_path_rate, self.training, draw_axes=2)
+    def _later(self, x: Tensor, branch: Tensor) -> Residual:
+        """``x`` and a branch of it, on which stochastic depth draws once a region."""
+        return Residual(x, branch, drop_path_factors(branch, self.drop_path_rate, self.training, draw_axes=2))
 
     def _drop_per_clip(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
@@ -215,9 +230,7 @@ class LGIEncoder(nn.Module):
         local = F.dropout(local, self.config.drop_rate, self.training)
         representative = self.representative_tokens.to(local.dtype).expand(local.shape[0], -1, -1)
         x = torch.cat((representative.unsqueeze(2), local), dim=2)
-        for block in self.blocks[:-1]:
-            x = block(x)
-        return self.blocks[-1](x, wanted)
+        return through_blocks(self.blocks, x, wanted)
 
     def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens (B, N·k, C): what the decoder reads."""

@@ -13,6 +13,7 @@ from .base import VideoModel, make_encoder
 from .config import ModelConfig
 from .layers import init_pretraining, layer_norm, sincos_positions
 from .regions import check_mask, token_indices
+from .residual import through_blocks
 from .vit import ViTBlock
 
 
@@ -31,9 +32,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, num_masked: int) -> Tensor:
         """(B, K + M, E), visible tokens first → (B, M, P)."""
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        return self.head(self.norm(self.blocks[-1](tokens, num_masked)))
+        return self.head(self.norm(through_blocks(self.blocks, tokens, num_masked)))
 
 
 class MaskedAutoencoder(VideoModel):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_dfer_kernels import residual_layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, transformed, without_autocast
+from mae_dfer_kernels.residual_layer_norm import residual_layer_norm_gradient
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
@@ -23,6 +25,23 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> 
         return F.linear(norm(x), weight, bias)
     dtype = autocast_dtype(x)
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight.to(dtype), bias.to(dtype))
+
+
+def residual_norm_linear(
+    x: Tensor, update: Tensor, factors: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``total = x + factors · update`` and ``linear(norm(total))``, as :func:`norm_linear`.
+
+    x and update (…, S, C); factors of the shape of x's first axes (without S and C) or fewer of them, None for 1.
+    """
+    dtype = autocast_dtype(x)
+    if plain_autograd_needed():
+        total, normed = residual_layer_norm(
+            x, update, norm.weight, norm.bias, row_scale=factors, eps=norm.eps, out_dtype=dtype
+        )
+        return total, F.linear(normed, weight, bias)
+    parameters = (norm.weight, norm.bias, weight.to(dtype), bias.to(dtype))
+    return _ResidualNormLinear.apply(x, update, factors, norm.eps, *parameters)
 
 
 def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -79,6 +98,67 @@ class _NormLinear(torch.autograd.Function):
         return grad_x, grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
 
 
+class _ResidualNormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        update: Tensor,
+        factors: Tensor | None,
+        eps: float,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        with without_autocast(x.device.type):
+            total, normed = residual_layer_norm(
+                x, update, norm_weight, norm_bias, row_scale=factors, eps=eps, out_dtype=weight.dtype
+            )
+            out = F.linear(normed, weight, bias)
+        ctx.save_for_backward(total, factors, norm_weight, norm_bias, weight, bias)
+        ctx.eps, ctx.update_dtype = eps, update.dtype
+        ctx.set_materialize_grads(False)
+        return total, out
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, factors, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        wants_weight, wants_bias = ctx.needs_input_grad[6:]
+        if grad_out is None:
+            grad_out = total.new_zeros((*total.shape[:-1], weight.shape[0]), dtype=weight.dtype)
+        if torch.is_grad_enabled():
+            return _ResidualNormLinear._differentiable(ctx, grad_total, grad_out)
+        grad_weight = None
+        with without_autocast(total.device.type):
+            if wants_weight:
+                normed, _, _ = _normalise(total, norm_weight, norm_bias, ctx.eps)
+                grad_weight = _weight_gradient(grad_out, normed.to(weight.dtype))
+                del normed
+            gradients = residual_layer_norm_gradient(
+                grad_total, grad_out @ weight, total, factors, norm_weight, ctx.eps, ctx.update_dtype
+            )
+        grad_x, grad_update, grad_norm_weight, grad_norm_bias = gradients
+        grad_bias = _bias_gradient(grad_out) if wants_bias else None
+        return grad_x, grad_update, None, None, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias
+
+    @staticmethod
+    def _differentiable(ctx: Any, grad_total: Tensor | None, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        total, factors, *parameters = ctx.saved_tensors
+        call = functools.partial(_linear_of_norm, eps=ctx.eps)
+        wanted = (True, *ctx.needs_input_grad[4:])
+        through_norm, *found = _differentiable_gradient(call, (total, *parameters), wanted, grad_out)
+        assert through_norm is not None
+        grad_x = through_norm if grad_total is None else through_norm + grad_total
+        grad_update = grad_x if factors is None else grad_x * spread(factors, grad_x)
+        return grad_x, grad_update.to(ctx.update_dtype), None, None, *found
+
+
+def spread(factors: Tensor, rows: Tensor) -> Tensor:
+    """Factors of the first axes, for all elements of ``rows``."""
+    return factors.view(factors.shape + (1,) * (rows.ndim - factors.ndim))
+
+
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm of the last axis in the dtype of its parameters, and the mean and 1 / deviation for its gradient."""
     result: tuple[Tensor, Tensor, Tensor] = torch.native_layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
@@ -112,6 +192,8 @@ def _differentiable_gradient(
     call: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradient by plain PyTorch, for whoever differentiates it once more."""
+    # Of views: the gradient of a weight is to go by this call alone, not by what an input was made of with it before.
+    inputs = tuple(tensor.view_as(tensor) for tensor in inputs)
     chosen = [tensor for tensor, wants in zip(inputs, wanted, strict=True) if wants]
     with without_autocast(grad.device.type):
         found = iter(torch.autograd.grad(call(*inputs), chosen, grad, create_graph=True))

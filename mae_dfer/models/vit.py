@@ -16,12 +16,14 @@ from .layers import (
     Mlp,
     PatchEmbed,
     drop_path,
+    drop_path_factors,
     drop_path_rates,
     layer_norm,
     patchify,
     sincos_positions,
 )
 from .regions import gather_tokens, token_indices
+from .residual import Residual, through_blocks
 
 
 class ViTBlock(nn.Module):
@@ -46,17 +48,30 @@ class ViTBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate, fused=fused)
         self.fused = fused
 
-    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+    def forward(self, x: Tensor | Residual, wanted: int | None = None) -> Tensor | Residual:
         """(B, S, C) → (B, S, C), or of the last ``wanted`` tokens alone, (B, wanted, C).
 
-        What only the others need is not computed, except by the eager block.
+        What only the others need is not computed, except by the eager block. The fused block makes of a stream
+        another one, whose branch is the MLP's.
         """
-        wanted = x.shape[1] if wanted is None else wanted
-        if self.fused and wanted < x.shape[1]:
-            x = x[:, -wanted:] + self._drop_path(self.attn.of_last(x, self.attn_norm, wanted))
+        if isinstance(x, Residual):
+            return self._of_stream(x, wanted)
+        if self.fused:
+            return self._of_stream(Residual(x), wanted).added()
+        x = x + self._drop_path(self.attn(x, self.attn_norm))
+        x = x + self._drop_path(self.mlp(x, self.mlp_norm))
+        return x if wanted is None else x[:, -wanted:]
+
+    def _of_stream(self, stream: Residual, wanted: int | None) -> Residual:
+        if wanted is None or wanted == stream.x.shape[1]:
+            x, branch = self.attn.of_stream(stream, self.attn_norm)
         else:
-            x = x + self._drop_path(self.attn(x, self.attn_norm))
-        return (x + self._drop_path(self.mlp(x, self.mlp_norm)))[:, -wanted:]
+            x = stream.added()
+            x, branch = x[:, -wanted:], self.attn.of_last(x, self.attn_norm, wanted)
+        return self._later(*self.mlp.of_stream(self._later(x, branch), self.mlp_norm))
+
+    def _later(self, x: Tensor, branch: Tensor) -> Residual:
+        return Residual(x, branch, drop_path_factors(branch, self.drop_path_rate, self.training, draw_axes=1))
 
     def _drop_path(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
@@ -107,9 +122,7 @@ class ViTEncoder(nn.Module):
         if visible is not None:
             patches, position = gather_tokens(patches, visible), position[visible]
         x = F.dropout(self.patch_embed(patches) + position, self.config.drop_rate, self.training)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return through_blocks(self.blocks, x)
 
     def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens (B, K, C): what the decoder reads."""

@@ -57,11 +57,15 @@ def backward(
     weight: Tensor,
     eps: float,
     update_dtype: torch.dtype,
+    share: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The `cuda` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
+    """The `cuda` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous; the first two
+    one tensor where they are equal and may ``share`` it."""
     grad_normed, total = device.aligned_rows(grad_normed), device.aligned_rows(total.contiguous())
     grad_sum = None if grad_sum is None else device.aligned_rows(grad_sum)
-    grad_x, grad_update = torch.empty_like(total), torch.empty_like(total, dtype=update_dtype)
+    grad_x = torch.empty_like(total)
+    shared = share and row_scale is None and update_dtype == total.dtype
+    grad_update = grad_x if shared else torch.empty_like(total, dtype=update_dtype)
     blocks = min(max(-(-total.shape[0] * total.shape[1] // _ROWS), 1), _BLOCKS)
     # One row of sums a block, added up in their order.
     partial_sums = total.new_zeros((blocks, 2, total.shape[2]), dtype=torch.float32)
@@ -70,7 +74,7 @@ def backward(
         device.library().cuda_residual_layer_norm_backward(
             (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else describe(grad_sum),
             describe(grad_normed), describe(total), address(scale), address(wide_weight), grad_x.data_ptr(),
-            grad_update.data_ptr(), native.DTYPE_CODES[update_dtype], partial_sums.data_ptr(), blocks,
+            0 if shared else grad_update.data_ptr(), native.DTYPE_CODES[update_dtype], partial_sums.data_ptr(), blocks,
             tuple(total.shape), eps, device.stream(total.device),
         )  # fmt: skip
     grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)

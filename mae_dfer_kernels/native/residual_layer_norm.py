@@ -55,8 +55,10 @@ def backward(
     weight: Tensor,
     eps: float,
     update_dtype: torch.dtype,
+    share: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The `cpu` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
+    """The `cpu` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous; the first two
+    one tensor where they are equal and may ``share`` it."""
     native.check_place("total", total)
     grad_normed, total = rows_contiguous(grad_normed), total.contiguous()
     if grad_sum is not None:
@@ -64,7 +66,8 @@ def backward(
     groups, rows, channels = total.shape
     compute = compute_dtype(total)
     grad_x = torch.empty_like(total)
-    grad_update = grad_x.new_empty(total.shape, dtype=update_dtype)
+    shared = share and row_scale is None and update_dtype == total.dtype
+    grad_update = grad_x if shared else torch.empty_like(total, dtype=update_dtype)
     chunks = native.library().residual_layer_norm_chunks(groups, rows)
     # One row of sums a chunk, added up in their order: the same bits on any number of threads.
     partial_sums = total.new_empty((chunks, 2, channels), dtype=compute)
@@ -72,8 +75,8 @@ def backward(
     native.library().residual_layer_norm_backward(
         (0, 0, 0, native.DTYPE_CODES[total.dtype]) if grad_sum is None else describe(grad_sum),
         describe(grad_normed), total.data_ptr(), native.DTYPE_CODES[total.dtype], *map(address, vectors),
-        grad_x.data_ptr(), grad_update.data_ptr(), native.DTYPE_CODES[update_dtype], partial_sums.data_ptr(),
-        groups, rows, channels, eps, torch.get_num_threads(),
+        grad_x.data_ptr(), 0 if shared else grad_update.data_ptr(), native.DTYPE_CODES[update_dtype],
+        partial_sums.data_ptr(), groups, rows, channels, eps, torch.get_num_threads(),
     )  # fmt: skip
     grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
     return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()

@@ -6,10 +6,10 @@ tokens a clip, J = H·K.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_dfer_kernels.calls import without_autocast
 from mae_dfer_kernels.reference.standardise import standardise, standardise_backward
 
 
@@ -48,7 +48,7 @@ def forward(
     eps: float,
 ) -> Tensor:
     """The `eager` backend's forward, contiguous."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return exchange_rows(x, keys, key_bias, values, out_bias, row_scale, num_heads, eps).contiguous()
 
 
@@ -64,7 +64,7 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``, contiguous; differentiable."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         grad_rows = _by_clip(grad_out, keys)
         unit, inverse = standardise(_by_clip(x, keys).to(keys.dtype), eps)
         probs = _probabilities(unit, keys, key_bias, num_heads)

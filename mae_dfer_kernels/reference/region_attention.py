@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mae_dfer_kernels.calls import without_autocast
 from mae_dfer_kernels.reference.dropout import dropout_keep_mask
 
 
@@ -31,7 +32,7 @@ def forward(qkv: Tensor, num_heads: int, scale: float, dropout_p: float, seed: i
     """The `eager` backend's forward: `region_attention` in the dtype of ``qkv``, contiguous."""
     # Inside the operator the matmuls would still be autocast, and the output's dtype would no longer be the
     # one that the operator promises.
-    with torch.autocast(qkv.device.type, enabled=False):
+    with without_autocast(qkv.device.type):
         return region_attention(qkv, num_heads, scale, dropout_p, seed)
 
 
@@ -42,7 +43,7 @@ def backward(
 
     ``grad_out`` (R, S, H*D); returns (R, S, 3*H*D) in the dtype of ``qkv``, contiguous.
     """
-    with torch.autocast(qkv.device.type, enabled=False):
+    with without_autocast(qkv.device.type):
         query, key, value = _split(qkv, num_heads)
         head_dim = value.shape[-1]
         grad_heads = grad_out.unflatten(-1, (num_heads, head_dim)).transpose(1, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae_dfer_kernels.calls import without_autocast
 from mae_dfer_kernels.reference.standardise import standardise, standardise_backward
 
 
@@ -43,7 +44,7 @@ def forward(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """The `eager` backend's forward: `residual_layer_norm`, both results contiguous."""
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         total, normed = residual_layer_norm(x, update, row_scale, weight, bias, eps, out_dtype)
     return total.contiguous(), normed.contiguous()
 
@@ -56,19 +57,21 @@ def backward(
     weight: Tensor,
     eps: float,
     update_dtype: torch.dtype,
+    share: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to ``x``, ``update``, ``weight`` and ``bias``, the statistics recomputed from the sum.
 
     ``grad_sum`` (G, M, C) or None for zero, ``grad_normed`` (G, M, C); ``total`` is the sum that the forward returned.
+    ``share``: one tensor may be both the first and the second gradient, where they are equal.
     """
-    with torch.autocast(total.device.type, enabled=False):
+    with without_autocast(total.device.type):
         unit, inverse = standardise(total.to(weight.dtype), eps)
         outer = grad_normed.to(weight.dtype)
         grad_x = standardise_backward(outer * weight, unit, inverse).to(total.dtype)
         if grad_sum is not None:
             grad_x = (grad_x + grad_sum).to(total.dtype)
+        grad_x = grad_x.contiguous()
         grad_update = grad_x if row_scale is None else grad_x * row_scale.to(grad_x.dtype)[:, None, None]
         grad_weight, grad_bias = (outer * unit).sum(dim=(0, 1)), outer.sum(dim=(0, 1))
-        # An operator may not return one tensor twice.
-        grad_update = grad_update.to(update_dtype, copy=grad_update is grad_x)
-    return grad_x.contiguous(), grad_update.contiguous(), grad_weight, grad_bias
+        grad_update = grad_update.to(update_dtype, copy=grad_update is grad_x and not share)
+    return grad_x, grad_update, grad_weight, grad_bias

@@ -79,7 +79,7 @@ def compile_residual_layer_norm(channels: int = 512, dtype: str = "bf16", capabi
     constants = {**settings, "SCALED": True}
     return [
         _compile(norm_kernels.forward_rows, dtype, capability, constants, num_warps),
-        _compile(norm_kernels.backward_rows, dtype, capability, {**constants, "HAS_GRAD_SUM": True}, num_warps),
+        _compile(norm_kernels.backward_rows, dtype, capability, {**constants, "HAS_GRAD_SUM": True, "SHARED": False}, num_warps),
     ]
 
 

@@ -80,10 +80,13 @@ def backward(
     weight: Tensor,
     eps: float,
     update_dtype: torch.dtype,
+    share: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The `triton` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous."""
+    """The `triton` backend's backward; gradients of ``x``, ``update``, ``weight`` and ``bias``, contiguous; the first
+    two one tensor where they are equal and may ``share`` it."""
     grad_x = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    grad_update = torch.empty(total.shape, dtype=update_dtype, device=total.device)
+    shared = share and row_scale is None and update_dtype == total.dtype
+    grad_update = grad_x if shared else torch.empty(total.shape, dtype=update_dtype, device=total.device)
     if total.numel() == 0:
         return grad_x, grad_update, torch.zeros_like(weight), torch.zeros_like(weight)
     total, grad_normed = total.contiguous(), with_dense_rows(grad_normed)
@@ -97,7 +100,7 @@ def backward(
             given, grad_normed, total, weight if row_scale is None else row_scale, weight.contiguous(),
             grad_x, grad_update, partial_sums, given.stride(0), given.stride(1), grad_normed.stride(0),
             grad_normed.stride(1), num_rows, total.shape[1], eps, SCALED=row_scale is not None,
-            HAS_GRAD_SUM=grad_sum is not None, **chosen, **options,
+            HAS_GRAD_SUM=grad_sum is not None, SHARED=shared, **chosen, **options,
         )  # fmt: skip
     grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
     return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()

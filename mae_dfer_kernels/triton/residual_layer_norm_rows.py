@@ -56,9 +56,11 @@ def backward_rows(
     p_grad_sum, p_grad_normed, p_sum, p_scale, p_weight, p_grad_x, p_grad_update, p_partial,
     stride_sum_group, stride_sum_row, stride_normed_group, stride_normed_row, num_rows, rows_per_group, eps,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, HAS_GRAD_SUM: tl.constexpr,
+    SHARED: tl.constexpr,
 ):  # fmt: skip
     """With u = (sum - mean) / deviation and g = grad_normed * weight:
-    grad_x = grad_sum + (g - mean(g) - u * mean(g * u)) / deviation; grad_update = row_scale * grad_x.
+    grad_x = grad_sum + (g - mean(g) - u * mean(g * u)) / deviation; grad_update = row_scale * grad_x,
+    which is not written where both are one (`SHARED`).
 
     Each program takes every num_programs-th tile and leaves one row of sums for the weight, one for the bias.
     """
@@ -91,7 +93,8 @@ def backward_rows(
         tl.store(p_grad_x + p_row, cast(b_grad, p_grad_x.dtype.element_ty), mask=mask)
         if SCALED:
             b_grad *= tl.load(p_scale + o_row // rows_per_group, mask=m_row, other=0.0)[:, None]
-        tl.store(p_grad_update + p_row, cast(b_grad, p_grad_update.dtype.element_ty), mask=mask)
+        if not SHARED:
+            tl.store(p_grad_update + p_row, cast(b_grad, p_grad_update.dtype.element_ty), mask=mask)
     p_sums = p_partial + tl.program_id(0) * 2 * C + o_channel
     tl.store(p_sums, weight_sums, mask=m_channel)
     tl.store(p_sums + C, bias_sums, mask=m_channel)
