@@ -45,8 +45,8 @@ def test_gradcheck(kind: str) -> None:
     elif kind.startswith("residual"):
         inputs = (x, update, *norm.parameters(), *linear.parameters())
 
-        def call(x: Tensor, update: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Any:
-            return residual_norm_linear(x, update, factors, with_these(norm_weight, norm_bias), weight, bias)
+        def call(x: Tensor, update: Tensor, norm_weight: Tensor, norm_bias: Tensor, *linear: Tensor) -> Any:
+            return residual_norm_linear(x, update, factors, with_these(norm_weight, norm_bias), *linear)
     else:
         inputs, call = (x, *linear.parameters()), gelu_linear
     assert torch.autograd.gradcheck(call, inputs)

@@ -77,9 +77,10 @@ def compile_residual_layer_norm(channels: int = 512, dtype: str = "bf16", capabi
     settings = dict(residual_layer_norm.settings(channels))
     num_warps = settings.pop("num_warps")
     constants = {**settings, "SCALED": True}
+    backward = {**constants, "HAS_GRAD_SUM": True, "SHARED": False}
     return [
         _compile(norm_kernels.forward_rows, dtype, capability, constants, num_warps),
-        _compile(norm_kernels.backward_rows, dtype, capability, {**constants, "HAS_GRAD_SUM": True, "SHARED": False}, num_warps),
+        _compile(norm_kernels.backward_rows, dtype, capability, backward, num_warps),
     ]
 
 
