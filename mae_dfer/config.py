@@ -141,6 +141,11 @@ class TrainConfig:
         None, "which attentions of a block share weights", choices=("none", "local_exchange", "all")
     )
     pool: str | None = option(None, "tokens that the classifier averages", choices=("representative", "local", "all"))
+    residual_dtype: str | None = option(
+        None,
+        "of the residual stream (default: parameters', float32; autocast: that of --amp, less memory, coarser sums)",
+        choices=("parameters", "autocast"),
+    )
     decoder_depth: int | None = option(None, "decoder blocks (pre-training)")
     decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)")
     decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)")
@@ -163,6 +168,7 @@ class TrainConfig:
             "global_attention",
             "exchange",
             "share_attention",
+            "residual_dtype",
         ]
         names += ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"] if pretraining else ["pool"]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "exchange": ("cross", "self", "none"),
     "share_attention": ("none", "local_exchange", "all"),
     "pool": ("representative", "local", "all"),
+    "residual_dtype": ("parameters", "autocast"),
     "decoder_positions": ("aligned", "published"),
 }
 _DECODER_FIELDS = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_positions")
@@ -50,6 +51,9 @@ class ModelConfig:
         attn_drop_rate: dropout on the encoder's attention probabilities.
         fused_attn: fused attention (``mae_dfer_kernels`` and SDPA), or explicit softmax everywhere. The
             parameters are the same.
+        residual_dtype: of the residual streams. ``parameters``: that of the parameters, and so float32 under
+            autocast, as plain PyTorch has it; ``autocast``: autocast's where it is on, which halves the memory that
+            blocks read, write and keep, and rounds every addition.
         decoder_embed_dim, decoder_depth, decoder_num_heads: the decoder of pre-training models.
         decoder_positions: ``aligned``: visible tokens get the positions they come from. ``published``: as in
             the published pre-training code, which adds positions in raster order to tokens in region order;
@@ -79,6 +83,7 @@ class ModelConfig:
     drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     fused_attn: bool = True
+    residual_dtype: str = "parameters"
     decoder_embed_dim: int = 384
     decoder_depth: int = 4
     decoder_num_heads: int = 6

@@ -230,7 +230,7 @@ class LGIEncoder(nn.Module):
         local = F.dropout(local, self.config.drop_rate, self.training)
         representative = self.representative_tokens.to(local.dtype).expand(local.shape[0], -1, -1)
         x = torch.cat((representative.unsqueeze(2), local), dim=2)
-        return through_blocks(self.blocks, x, wanted)
+        return through_blocks(self.blocks, x, self.config.residual_dtype, wanted)
 
     def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens (B, N·k, C): what the decoder reads."""

@@ -23,6 +23,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.decoder_embed_dim
+        self.residual_dtype = config.residual_dtype
         self.blocks = nn.ModuleList(
             ViTBlock(dim, config.decoder_num_heads, config.mlp_ratio, fused=config.fused_attn)
             for _ in range(config.decoder_depth)
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, num_masked: int) -> Tensor:
         """(B, K + M, E), visible tokens first → (B, M, P)."""
-        return self.head(self.norm(through_blocks(self.blocks, tokens, num_masked)))
+        return self.head(self.norm(through_blocks(self.blocks, tokens, self.residual_dtype, num_masked)))
 
 
 class MaskedAutoencoder(VideoModel):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from mae_dfer_kernels.calls import autocast_dtype
+
 from .recompute import norm_linear, residual_norm_linear, spread
 
 
@@ -32,9 +34,14 @@ class Residual(NamedTuple):
         return residual_norm_linear(self.x, self.branch, self.factors, norm, weight, bias)
 
 
-def through_blocks(blocks: nn.ModuleList, x: Tensor, *wanted: Any) -> Tensor:
-    """``x`` through all blocks, the last of which is told what is ``wanted``. Fused ones hand on streams."""
+def through_blocks(blocks: nn.ModuleList, x: Tensor, residual_dtype: str, *wanted: Any) -> Tensor:
+    """``x`` through all blocks, the last of which is told what is ``wanted``. Fused ones hand on streams.
+
+    ``residual_dtype``: see :class:`~mae_dfer.models.config.ModelConfig`.
+    """
     *others, last = blocks
+    if residual_dtype == "autocast":
+        x = x.to(autocast_dtype(x))
     stream: Tensor | Residual = Residual(x) if all(block.fused for block in blocks) else x
     for block in others:
         stream = block(stream)

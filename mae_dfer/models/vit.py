@@ -122,7 +122,7 @@ class ViTEncoder(nn.Module):
         if visible is not None:
             patches, position = gather_tokens(patches, visible), position[visible]
         x = F.dropout(self.patch_embed(patches) + position, self.config.drop_rate, self.training)
-        return through_blocks(self.blocks, x)
+        return through_blocks(self.blocks, x, self.config.residual_dtype)
 
     def local_tokens(self, clip: Tensor, visible: Tensor) -> Tensor:
         """Visible tokens (B, K, C): what the decoder reads."""
