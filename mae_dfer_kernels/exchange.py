@@ -250,7 +250,7 @@ def absorb(context: Tensor, weights: Weights, num_heads: int) -> tuple[Tensor, T
     keys = keys * heads[1] ** -0.5
     values = values + weights.v_bias.view(num_heads, 1, -1)
     # keys_h = K_h W_q,h diag(norm_weight), key_bias_h = K_h (W_q,h norm_bias + q_bias_h), values_h = V_h W_o,hᵀ
-    query_offset = F.linear(weights.norm_bias, query_weight, weights.q_bias)
+    query_offset = torch.addmv(weights.q_bias, query_weight, weights.norm_bias)
     absorbed = (
         torch.bmm(keys, query_weight.view(*heads, channels)) * weights.norm_weight,
         torch.bmm(keys, query_offset.view(*heads, 1)),
@@ -289,12 +289,13 @@ def _exchange_rows(
     eps: float,
     backend: str,
 ) -> Tensor:
-    # Reshaping copies where two leading axes cannot be walked with one stride.
-    rows = local.reshape(math.prod(local.shape[:-2]), *local.shape[-2:])
-    tensors = (rows, keys, key_bias, values, out_bias)
-    inputs = (*tensors, row_scale, num_heads, eps, backend)
-    out: Tensor = call(_OPERATOR, tensors, inputs)
-    return out.view(local.shape)
+    shape = local.shape
+    if len(shape) != 3:
+        # Reshaping copies where two leading axes cannot be walked with one stride.
+        local = local.reshape(math.prod(shape[:-2]), *shape[-2:])
+    tensors = (local, keys, key_bias, values, out_bias)
+    out: Tensor = call(_OPERATOR, tensors, (*tensors, row_scale, num_heads, eps, backend))
+    return out if len(shape) == 3 else out.view(shape)
 
 
 def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:

@@ -35,7 +35,8 @@ def forward(
     """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
     native.check_place("x", x)
     x = rows_contiguous(x)
-    out = x.new_empty(x.shape)
+    groups, rows, channels = x.shape
+    out = x.new_empty(groups, rows, channels)
     compute = compute_dtype(x)
     inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
     native.library().exchange_forward(
