@@ -250,7 +250,7 @@ def absorb(context: Tensor, weights: Weights, num_heads: int) -> tuple[Tensor, T
     keys = keys * heads[1] ** -0.5
     values = values + weights.v_bias.view(num_heads, 1, -1)
     # keys_h = K_h W_q,h diag(norm_weight), key_bias_h = K_h (W_q,h norm_bias + q_bias_h), values_h = V_h W_o,hᵀ
-    query_offset = torch.addmv(weights.q_bias, query_weight, weights.norm_bias)
+    query_offset = F.linear(weights.norm_bias, query_weight, weights.q_bias)
     absorbed = (
         torch.bmm(keys, query_weight.view(*heads, channels)) * weights.norm_weight,
         torch.bmm(keys, query_offset.view(*heads, 1)),

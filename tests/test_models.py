@@ -173,6 +173,13 @@ def test_compiles_to_one_graph():
         torch.testing.assert_close(compiled, model(clip), rtol=1e-4, atol=1e-5)
 
 
+def test_training_with_all_that_is_dropped_compiles_to_one_graph():
+    model = make(depth=2, drop_path_rate=0.3, drop_rate=0.1, attn_drop_rate=0.1).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(make_clip()).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", [LGI, "mae_" + LGI])
 def test_autocast_trains(name, fused):

@@ -152,8 +152,13 @@ class Attention(nn.Module):
         return self._attend(*packed.chunk(3, dim=-1))
 
     def _takes_kernel(self, rows: Tensor) -> bool:
-        """Whether self-attention of (R, S, C) is given to the region kernel."""
-        return self.fused and rows.shape[1] <= longest_region(rows.device)
+        """Whether self-attention of (R, S, C) is given to the region kernel.
+
+        Not if torch.compile would have to trace its dropout: reading the seed would break the graph.
+        """
+        drops = self.training and self.attn_drop_rate > 0.0
+        traced = drops and torch.compiler.is_compiling()
+        return self.fused and not traced and rows.shape[1] <= longest_region(rows.device)
 
     def cross(self, x: Tensor, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm) -> Tensor:
         """``norm(x)`` (…, S, C) attends to ``context_norm(context)`` (…, K, C) → (…, S, C)."""
@@ -189,7 +194,7 @@ class Attention(nn.Module):
         """The region kernel on (R, S, 3C). Its dropout is keyed by a seed of torch's CPU generator."""
         if not (self.training and self.attn_drop_rate):
             return region_attention(packed, self.num_heads)
-        # Reading the seed breaks the graph under torch.compile; on a GPU it costs no synchronisation.
+        # Read on the CPU, it costs a GPU no synchronisation.
         seed = int(torch.randint(2**63 - 1, (), device="cpu").item())
         return region_attention(packed, self.num_heads, dropout_p=self.attn_drop_rate, seed=seed)
 
