@@ -25,6 +25,7 @@ _WATCHERS = (
 _dispatch_modes, _function_modes, _profiled, _traced = (getattr(*where, lambda: True) for where in _WATCHERS)
 # Arguments of these types mean to the dispatcher what they are; subclasses of Tensor want to be asked.
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None), torch.dtype, bool, int, float, str))
+_of_old_vmap: Callable[[Any], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: True)
 
 
 class Operator(NamedTuple):
@@ -65,12 +66,25 @@ def call_without_gradient(registered: Any, run: Callable[..., Any], inputs: tupl
     """``run(*inputs)``; by the dispatcher, as ``registered``, where someone would see it there."""
     if torch.compiler.is_compiling():
         return registered(*inputs)
-    if _PLAIN_TYPES.issuperset(map(type, inputs)) and not (
-        _dispatch_modes() or _profiled() or _function_modes() or _traced() or _in_transform()
-    ):
-        return run(*inputs)
+    if not watched() and _PLAIN_TYPES.issuperset(map(type, inputs)):
+        for value in inputs:
+            if isinstance(value, Tensor) and not is_plain(value):
+                break
+        else:
+            return run(*inputs)
     with _below_autograd():
         return registered(*inputs)
+
+
+def watched() -> bool:
+    """Whether someone might see what the dispatcher calls: a mode, a profiler, a tracer, a transform."""
+    return bool(_dispatch_modes() or _profiled() or _function_modes() or _traced() or _in_transform())
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what its memory holds: not, as the dispatcher alone knows, the negative of that, or zeros
+    without memory, or many tensors of the `vmap` by which autograd batches gradients."""
+    return not (tensor.is_neg() or tensor._is_zerotensor() or _of_old_vmap(tensor))
 
 
 def transformed() -> bool:

@@ -53,6 +53,10 @@ def _run_backward(grad_sum: Tensor | None, *rest: Any, share: bool = True) -> tu
     return result
 
 
+def _run_backward_apart(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _run_backward(*arguments, share=False)
+
+
 # What is registered checks its arguments: whoever calls it comes past the public function's checks.
 def _forward(
     x: Tensor,
@@ -80,7 +84,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_backward(grad_sum, grad_normed, total, row_scale, weight, update_dtype)
     # A registered operator may not return one tensor twice.
-    return _run_backward(grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype, backend, share=False)
+    return _run_backward_apart(grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype, backend)
 
 
 def _forward_fake(
@@ -133,7 +137,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(
+    ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None, share: bool = False
+) -> tuple[Tensor | None, ...]:
     total, row_scale, weight = ctx.saved_tensors
     eps, update_dtype, backend = ctx.options
     if grad_normed is None:
@@ -141,10 +147,11 @@ def _gradient(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> 
     arguments = (grad_sum, grad_normed, total, row_scale, weight, eps, update_dtype)
     if torch.is_grad_enabled():
         # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
-        grad_x, grad_update, grad_weight, grad_bias = reference.backward(*arguments, True)
+        gradients = reference.backward(*arguments, share)
     else:
-        gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
-        grad_x, grad_update, grad_weight, grad_bias = gradients
+        run = _run_backward if share else _run_backward_apart
+        gradients = call_without_gradient(_backward_op, run, (*arguments, backend))
+    grad_x, grad_update, grad_weight, grad_bias = gradients
     return grad_x, grad_update, None, grad_weight, grad_bias, None, None, None
 
 
@@ -165,10 +172,20 @@ class _ResidualLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
+        # As the gradients of a sum, the first two may be one tensor.
+        return _gradient(ctx, grad_sum, grad_normed, share=True)
+
+
+class _OfViews(_ResidualLayerNorm):
+    """Where x and update are views: of one gradient autograd would make two views, and think that it owns each."""
+
+    @staticmethod
+    def backward(ctx: Any, grad_sum: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:
         return _gradient(ctx, grad_sum, grad_normed)
 
 
 _OPERATOR = Operator(_forward_op, _run_forward, _ResidualLayerNorm, reference.forward)
+_OPERATOR_OF_VIEWS = _OPERATOR._replace(function=_OfViews)
 
 
 def residual_layer_norm(
@@ -218,13 +235,13 @@ def residual_layer_norm(
     scale = check_row_scale(row_scale, "x", x, x.dim() - 2)
     check_backend(backend)
     resolved = backends.choose("residual_layer_norm", backend, x)
-    shape = x.shape
+    shape, operator = x.shape, _OPERATOR
     if len(shape) != 3:
         # Reshaping copies where two leading axes cannot be walked with one stride.
-        rows = (math.prod(shape[:-2]), *shape[-2:])
+        rows, operator = (math.prod(shape[:-2]), *shape[-2:]), _OPERATOR_OF_VIEWS
         x, update = x.reshape(rows), update.reshape(rows)
     inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
-    total, normed = call(_OPERATOR, (x, update, weight, bias), inputs)
+    total, normed = call(operator, (x, update, weight, bias), inputs)
     return (total, normed) if len(shape) == 3 else (total.view(shape), normed.view(shape))
 
 
@@ -248,8 +265,8 @@ def residual_layer_norm_gradient(
         update_dtype: the dtype of ``update``.
 
     Returns:
-        Gradients of ``x`` and ``update``, which may be one tensor, of ``weight`` and of ``bias``. They cannot be
-        differentiated.
+        Gradients of ``x`` and ``update``, which may be one tensor (return it as it is: of views of it autograd would
+        think that it owns each), of ``weight`` and of ``bias``. They cannot be differentiated.
     """
     scale = check_row_scale(row_scale, "total", total, total.dim() - 2)
     rows = (math.prod(total.shape[:-2]), *total.shape[-2:])
@@ -259,7 +276,8 @@ def residual_layer_norm_gradient(
     grad_x, grad_update, grad_weight, grad_bias = call_without_gradient(
         _backward_op, _run_backward, (*inputs, resolved)
     )
-    return grad_x.view(total.shape), grad_update.view(total.shape), grad_weight, grad_bias
+    shared, grad_x = grad_update is grad_x, grad_x.view(total.shape)
+    return grad_x, grad_x if shared else grad_update.view(total.shape), grad_weight, grad_bias
 
 
 def _check_x(name: str, x: Tensor) -> None:

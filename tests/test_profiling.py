@@ -96,6 +96,21 @@ def test_tracers_and_subclasses_of_tensors_see_the_operators() -> None:
     assert "mae_dfer_kernels::region_attention" in str(graph)
 
 
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_tensors_that_only_the_dispatcher_understands_go_to_it(backend: str) -> None:
+    qkv = torch.randn(2, 3, 24)
+    negated = torch._neg_view(qkv)  # the minus sign is not in its memory
+    torch.testing.assert_close(
+        region_attention(negated, 2, backend=backend), region_attention(-qkv, 2, backend=backend)
+    )
+    qkv.requires_grad_()
+    out = region_attention(qkv, 2, backend=backend)
+    grads = torch.randn(3, *out.shape)
+    (batched,) = torch.autograd.grad(out, qkv, grads, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(out, qkv, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(batched, torch.stack(single))
+
+
 def test_a_failing_call_closes_its_range(pushed: list[str]) -> None:
     def fail() -> None:
         raise ValueError("no")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import mae_dfer
+from mae_dfer.models.linear import Linear, _Linear
 from mae_dfer.models.recompute import gelu_linear, norm_linear, residual_norm_linear, with_zero_gradients
 
 TINY = "lgi_former_tiny_patch16_160"
@@ -26,7 +29,7 @@ def tensors(dtype: torch.dtype) -> tuple[Tensor, nn.LayerNorm, nn.Linear]:
     return torch.randn(3, 5, 24, dtype=dtype, requires_grad=True), norm, linear
 
 
-@pytest.mark.parametrize("kind", ["norm", "residual", "residual, scaled", "gelu"])
+@pytest.mark.parametrize("kind", ["norm", "residual", "residual, scaled", "gelu", "linear"])
 def test_gradcheck(kind: str) -> None:
     x, norm, linear = tensors(torch.float64)
     update = torch.randn_like(x, requires_grad=True)
@@ -48,9 +51,17 @@ def test_gradcheck(kind: str) -> None:
         def call(x: Tensor, update: Tensor, norm_weight: Tensor, norm_bias: Tensor, *linear: Tensor) -> Any:
             return residual_norm_linear(x, update, factors, with_these(norm_weight, norm_bias), *linear)
     else:
-        inputs, call = (x, *linear.parameters()), gelu_linear
+        inputs, call = (x, *linear.parameters()), gelu_linear if kind == "gelu" else _Linear.apply
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_gradients_of_leaves_are_their_own() -> None:
+    x, norm, linear = tensors(torch.float32)
+    update = torch.randn_like(x, requires_grad=True)
+    for _ in range(2):
+        residual_norm_linear(x, update, None, norm, linear.weight, linear.bias)[0].sum().backward()
+    assert x.grad.eq(2).all() and update.grad.eq(2).all()
 
 
 def test_a_differentiable_gradient_of_a_weight_that_serves_twice() -> None:
@@ -66,6 +77,28 @@ def test_a_differentiable_gradient_of_a_weight_that_serves_twice() -> None:
         return torch.autograd.grad(out.square().sum(), weight, create_graph=differentiable)[0]
 
     torch.testing.assert_close(gradient(True), gradient(False))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["without bias", "with bias"])
+@pytest.mark.parametrize("shape", [(0, 24), (24,), (3, 5, 24), (2, 3, 4, 24)], ids=str)
+def test_linear_by_onednn_is_linear(shape: tuple[int, ...], bias: bool) -> None:
+    """Outputs and gradients, with strides, on whichever library; and the products are counted."""
+    layer = Linear(24, 10, bias=bias)
+    wide = torch.randn(*shape[:-1], 48)
+    found = []
+    for call in (layer, lambda x: F.linear(x, layer.weight, layer.bias)):
+        x = wide[..., ::2].clone(memory_format=torch.preserve_format).requires_grad_()
+        with FlopCounterMode(display=False) as counter:
+            out = call(x)
+            out.square().sum().backward()
+        with torch.no_grad():
+            alone = call(x)
+        found.append((out, alone, x.grad, *(parameter.grad for parameter in layer.parameters())))
+        layer.zero_grad()
+        if len(shape) > 1:  # torch's counter knows no product of a vector
+            assert counter.get_total_flops() == 3 * 2 * math.prod(shape) * 10
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize("branch", [False, True], ids=["alone", "residual"])

@@ -263,6 +263,20 @@ def test_nan_stays_in_its_region(runner: str) -> None:
         assert torch.equal(grad[untouched], clean[1][untouched])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("tokens", [4, 5, 17, 241])
+def test_a_key_at_minus_infinity_is_not_there(runner: str, tokens: int, dtype: torch.dtype) -> None:
+    """Its probability is next to zero for every query, and nothing that fills vectors or pairs becomes NaN by it."""
+    qkv, grad_out = make_inputs(1, tokens, 32, dtype)
+    query, key, value = qkv.view(1, tokens, 3, HEADS, 32).unbind(2)
+    query.abs_()
+    key[:, 1] = -torch.inf
+    _, grad = run_with_grad(lambda qkv: region_attention(qkv, HEADS, backend=runner), qkv, grad_out)
+    _, grad_key, grad_value = grad.view(1, tokens, 3, HEADS, 32).unbind(2)
+    assert grad_key.isfinite().all() and grad_value.isfinite().all()
+    assert grad_value[:, 1].abs().max() < 1e-30
+
+
 @pytest.mark.skipif(INTERPRETED, reason="float64 runs on the eager and cpu backends")
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])

@@ -257,3 +257,17 @@ def test_mistakes_are_named(change: dict[str, object], kind: type[Exception], me
     arguments: dict[str, object] = {"x": X, "update": X, "weight": AFFINE, "bias": AFFINE} | change
     with pytest.raises(kind, match=message):
         residual_layer_norm(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+@pytest.mark.parametrize("shape", [(4, 8), (3, 4, 8), (2, 3, 4, 8)], ids=str)
+def test_gradients_of_leaves_are_their_own(shape: tuple[int, ...], backend: str) -> None:
+    """That of the sum may be one tensor for both on its way, but what is kept at the leaves must not be one memory."""
+    x, update = torch.randn(shape, requires_grad=True), torch.randn(shape, requires_grad=True)
+    weight, bias = torch.ones(8), torch.zeros(8)
+    for _ in range(2):
+        residual_layer_norm(x, update, weight, bias, backend=backend)[0].sum().backward()
+    assert x.grad is not None and update.grad is not None
+    assert x.grad.eq(2).all() and update.grad.eq(2).all()
+    x.grad.zero_()
+    assert update.grad.eq(2).all()

@@ -156,6 +156,15 @@ void forward_pairs(const RegionAttention& problem, int64_t task, void* memory) {
   }
 }
 
+// The query after the last, which makes a pair of it, counts for nothing: not even where it is NaN, which a zero in the
+// other factor would leave so.
+inline void clear_last_halves(BFloat16Pair* probs, BFloat16Pair* grads, int pair, const PairLayout& layout) {
+  for (int key = 0; key < layout.tokens; ++key) {
+    const ptrdiff_t at = static_cast<ptrdiff_t>(key) * layout.kept_stride + pair;
+    probs[at].second.bits = grads[at].second.bits = 0;
+  }
+}
+
 void backward_pairs(const RegionAttention& problem, int64_t task, void* memory) {
   const PairLayout layout(problem);
   const TaskHeads<BFloat16> heads(problem, task, true);
@@ -218,6 +227,7 @@ void backward_pairs(const RegionAttention& problem, int64_t task, void* memory) 
             }
             round_interleaved(gradients, key_pairs + j / 2 * block + i);
           });
+      if (rows % 2 != 0) clear_last_halves(kept_probs, kept_grads, (first - kept + rows) / 2, layout);
       // dQ = scale · dS K
       const Operands<BFloat16Pair> for_queries{key_pairs, block, keys, head_dim, layout.token_pairs};
       multiply<BFloat16Pair, true>(for_queries.asking(ahead(next.value + first * stride, stride)), rows, vectors,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import region_attention
 
+from .linear import Linear, linear
 from .recompute import gelu_linear, norm_linear, spread
 from .residual import Residual
 
@@ -20,6 +21,10 @@ LAYER_NORM_EPS = 1e-6
 
 def layer_norm(dim: int) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+
+def linear_layer(width: int, out_width: int, *, bias: bool = True, fused: bool = True) -> nn.Linear:
+    return (Linear if fused else nn.Linear)(width, out_width, bias=bias)
 
 
 def sincos_positions(num_tokens: int, dim: int) -> Tensor:
@@ -50,14 +55,15 @@ class PatchEmbed(nn.Module):
     work.
     """
 
-    def __init__(self, dim: int, tubelet: int, patch: int) -> None:
+    def __init__(self, dim: int, tubelet: int, patch: int, *, fused: bool = True) -> None:
         super().__init__()
-        self.tubelet, self.patch = tubelet, patch
+        self.tubelet, self.patch, self.fused = tubelet, patch, fused
         self.proj = nn.Conv3d(3, dim, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(…, 3·tubelet·patch·patch) from :func:`patchify` → (…, C)."""
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        multiply = linear if self.fused else F.linear
+        return multiply(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Mlp(nn.Module):
@@ -115,7 +121,7 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = linear_layer(dim, dim, fused=fused)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Self-attention of ``norm(x)`` over the second last axis; leading axes are independent.

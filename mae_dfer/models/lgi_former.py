@@ -61,17 +61,16 @@ class LGIBlock(nn.Module):
         self.mlp_norm = layer_norm(dim)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), config.drop_rate, fused=config.fused_attn)
 
-    def forward(self, x: Tensor | Residual, wanted: str = "all") -> Tensor | Residual:
+    def forward(self, x: Tensor, wanted: str = "all") -> Tensor:
         """(B, N, S, C) → (B, N, S', C), the tokens that are ``wanted``.
 
         S' is S for ``all``, 1 for ``representative``, L for ``local``. What only the others need is not computed,
-        except by the eager block. The block makes of a stream another one, whose branch is the MLP's.
+        except by the eager block.
         """
-        if isinstance(x, Residual):
-            return self._of_stream(x, wanted)
-        return self._of_stream(Residual(x), wanted).added()
+        return self.of_stream(Residual(x), wanted).added()
 
-    def _of_stream(self, stream: Residual, wanted: str) -> Residual:
+    def of_stream(self, stream: Residual, wanted: str = "all") -> Residual:
+        """:meth:`forward` of the stream's sum; what the MLP adds is left to be added."""
         if wanted == "representative" and self.fused and self.exchange != "self":
             return self._representatives(stream.added())
         x = self._local(stream)
@@ -192,7 +191,9 @@ class LGIEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.representative_tokens = nn.Parameter(torch.zeros(config.num_regions, config.embed_dim))
-        self.patch_embed = PatchEmbed(config.embed_dim, config.tubelet_size, config.patch_size)
+        self.patch_embed = PatchEmbed(
+            config.embed_dim, config.tubelet_size, config.patch_size, fused=config.fused_attn
+        )
         self.blocks = nn.ModuleList(
             LGIBlock(config, rate) for rate in drop_path_rates(config.drop_path_rate, config.depth)
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .base import VideoModel, make_encoder
 from .config import ModelConfig
-from .layers import init_pretraining, layer_norm, sincos_positions
+from .layers import init_pretraining, layer_norm, linear_layer, sincos_positions
 from .regions import check_mask, token_indices
 from .residual import through_blocks
 from .vit import ViTBlock
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
             for _ in range(config.decoder_depth)
         )
         self.norm = layer_norm(dim)
-        self.head = nn.Linear(dim, config.patch_dim)
+        self.head = linear_layer(dim, config.patch_dim, fused=config.fused_attn)
 
     def forward(self, tokens: Tensor, num_masked: int) -> Tensor:
         """(B, K + M, E), visible tokens first → (B, M, P)."""
@@ -47,7 +47,9 @@ class MaskedAutoencoder(VideoModel):
         self.encoder = make_encoder(config)
         self.encoder_norm = layer_norm(config.embed_dim)
         self.decoder = Decoder(config)
-        self.encoder_to_decoder = nn.Linear(config.embed_dim, config.decoder_embed_dim, bias=False)
+        self.encoder_to_decoder = linear_layer(
+            config.embed_dim, config.decoder_embed_dim, bias=False, fused=config.fused_attn
+        )
         position = sincos_positions(config.num_tokens, config.decoder_embed_dim)
         self.register_buffer("decoder_position", position, persistent=False)
         init_pretraining(self)

@@ -7,7 +7,7 @@ beside their inputs, which are kept anyway: six of about twenty activations of a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from mae_dfer_kernels import residual_layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, transformed, without_autocast
 from mae_dfer_kernels.residual_layer_norm import residual_layer_norm_gradient
 
+from .linear import bias_gradient, differentiable_gradient, linear, product, weight_gradient
+
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
     """``linear(norm(x))``: x (…, C), weight (O, C), bias (O,) → (…, O), in autocast's dtype where it is on."""
     if plain_autograd_needed():
-        return F.linear(norm(x), weight, bias)
+        return linear(norm(x), weight, bias)
     dtype = autocast_dtype(x)
     return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight.to(dtype), bias.to(dtype))
 
@@ -39,7 +41,7 @@ def residual_norm_linear(
         total, normed = residual_layer_norm(
             x, update, norm.weight, norm.bias, row_scale=factors, eps=norm.eps, out_dtype=dtype
         )
-        return total, F.linear(normed, weight, bias)
+        return total, linear(normed, weight, bias)
     parameters = (norm.weight, norm.bias, weight.to(dtype), bias.to(dtype))
     return _ResidualNormLinear.apply(x, update, factors, norm.eps, *parameters)
 
@@ -47,7 +49,7 @@ def residual_norm_linear(
 def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``linear(gelu(x))`` with the exact (erf) GELU; shapes and dtype as for :func:`norm_linear`."""
     if plain_autograd_needed():
-        return F.linear(F.gelu(x), weight, bias)
+        return linear(F.gelu(x), weight, bias)
     dtype = autocast_dtype(x)
     return _GeluLinear.apply(x.to(dtype), weight.to(dtype), bias.to(dtype))
 
@@ -66,7 +68,7 @@ class _NormLinear(torch.autograd.Function):
     ) -> Tensor:
         with without_autocast(x.device.type):
             normed, mean, inverse = _normalise(x, norm_weight, norm_bias, eps)
-            out = F.linear(normed.to(weight.dtype), weight, bias)
+            out = product(normed.to(weight.dtype), weight, bias)
         ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias, mean, inverse)
         ctx.eps = eps
         return out
@@ -79,22 +81,22 @@ class _NormLinear(torch.autograd.Function):
         if torch.is_grad_enabled():
             wanted = (wants_x, *wants_norm, wants_weight, wants_bias)
             call = functools.partial(_linear_of_norm, eps=ctx.eps)
-            found = _differentiable_gradient(call, (x, norm_weight, norm_bias, weight, bias), wanted, grad)
+            found = differentiable_gradient(call, (x, norm_weight, norm_bias, weight, bias), wanted, grad)
             return *found[:3], None, *found[3:]
         grad_x = grad_norm_weight = grad_norm_bias = grad_weight = None
         with without_autocast(x.device.type):
             if wants_weight:
                 normed, _, _ = _normalise(x, norm_weight, norm_bias, ctx.eps)
-                grad_weight = _weight_gradient(grad, normed.to(weight.dtype))
+                grad_weight = weight_gradient(grad, normed.to(weight.dtype))
                 del normed
             if wants_x or any(wants_norm):
-                wide = x.to(mean.dtype)
+                wide, grad_normed = x.to(mean.dtype), product(grad, weight.t())
                 grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-                    (grad @ weight).to(wide.dtype), wide, norm_weight.shape, mean, inverse, norm_weight, norm_bias,
+                    grad_normed.to(wide.dtype), wide, norm_weight.shape, mean, inverse, norm_weight, norm_bias,
                     [wants_x, *wants_norm],
                 )  # fmt: skip
                 grad_x = grad_x.to(x.dtype) if wants_x else None
-        grad_bias = _bias_gradient(grad) if wants_bias else None
+        grad_bias = bias_gradient(grad) if wants_bias else None
         return grad_x, grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
 
 
@@ -115,7 +117,7 @@ class _ResidualNormLinear(torch.autograd.Function):
             total, normed = residual_layer_norm(
                 x, update, norm_weight, norm_bias, row_scale=factors, eps=eps, out_dtype=weight.dtype
             )
-            out = F.linear(normed, weight, bias)
+            out = product(normed, weight, bias)
         ctx.save_for_backward(total, factors, norm_weight, norm_bias, weight, bias)
         ctx.eps, ctx.update_dtype = eps, update.dtype
         ctx.set_materialize_grads(False)
@@ -133,13 +135,13 @@ class _ResidualNormLinear(torch.autograd.Function):
         with without_autocast(total.device.type):
             if wants_weight:
                 normed, _, _ = _normalise(total, norm_weight, norm_bias, ctx.eps)
-                grad_weight = _weight_gradient(grad_out, normed.to(weight.dtype))
+                grad_weight = weight_gradient(grad_out, normed.to(weight.dtype))
                 del normed
             gradients = residual_layer_norm_gradient(
-                grad_total, grad_out @ weight, total, factors, norm_weight, ctx.eps, ctx.update_dtype
+                grad_total, product(grad_out, weight.t()), total, factors, norm_weight, ctx.eps, ctx.update_dtype
             )
         grad_x, grad_update, grad_norm_weight, grad_norm_bias = gradients
-        grad_bias = _bias_gradient(grad_out) if wants_bias else None
+        grad_bias = bias_gradient(grad_out) if wants_bias else None
         return grad_x, grad_update, None, None, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias
 
     @staticmethod
@@ -147,7 +149,7 @@ class _ResidualNormLinear(torch.autograd.Function):
         total, factors, *parameters = ctx.saved_tensors
         call = functools.partial(_linear_of_norm, eps=ctx.eps)
         wanted = (True, *ctx.needs_input_grad[4:])
-        through_norm, *found = _differentiable_gradient(call, (total, *parameters), wanted, grad_out)
+        through_norm, *found = differentiable_gradient(call, (total, *parameters), wanted, grad_out)
         assert through_norm is not None
         grad_x = through_norm if grad_total is None else through_norm + grad_total
         grad_update = grad_x if factors is None else grad_x * spread(factors, grad_x)
@@ -174,39 +176,18 @@ class _GeluLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, bias)
         with without_autocast(x.device.type):
-            return _linear_of_gelu(x, weight, bias)
+            return product(F.gelu(x), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return _differentiable_gradient(_linear_of_gelu, ctx.saved_tensors, ctx.needs_input_grad, grad)
+            return differentiable_gradient(_linear_of_gelu, ctx.saved_tensors, ctx.needs_input_grad, grad)
         with without_autocast(x.device.type):
-            grad_weight = _weight_gradient(grad, F.gelu(x)) if wants_weight else None
-            grad_x = torch.ops.aten.gelu_backward(grad @ weight, x) if wants_x else None
-        return grad_x, grad_weight, _bias_gradient(grad) if wants_bias else None
-
-
-def _differentiable_gradient(
-    call: Callable[..., Tensor], inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradient by plain PyTorch, for whoever differentiates it once more."""
-    # Of views: the gradient of a weight is to go by this call alone, not by what an input was made of with it before.
-    inputs = tuple(tensor.view_as(tensor) for tensor in inputs)
-    chosen = [tensor for tensor, wants in zip(inputs, wanted, strict=True) if wants]
-    with without_autocast(grad.device.type):
-        found = iter(torch.autograd.grad(call(*inputs), chosen, grad, create_graph=True))
-    return tuple(next(found) if wants else None for wants in wanted)
-
-
-def _weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
-    """Σ grad ⊗ row over all rows: (…, O), (…, C) → (O, C)."""
-    return grad.flatten(0, -2).t() @ rows.flatten(0, -2)
-
-
-def _bias_gradient(grad: Tensor) -> Tensor:
-    return grad.flatten(0, -2).sum(dim=0)
+            grad_weight = weight_gradient(grad, F.gelu(x)) if wants_weight else None
+            grad_x = torch.ops.aten.gelu_backward(product(grad, weight.t()), x) if wants_x else None
+        return grad_x, grad_weight, bias_gradient(grad) if wants_bias else None
 
 
 def with_zero_gradients(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

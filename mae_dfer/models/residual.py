@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -35,15 +35,28 @@ class Residual(NamedTuple):
 
 
 def through_blocks(blocks: nn.ModuleList, x: Tensor, residual_dtype: str, *wanted: Any) -> Tensor:
-    """``x`` through all blocks, the last of which is told what is ``wanted``. Fused ones hand on streams.
+    """``x`` through all blocks, the last of which is told what is ``wanted``.
 
-    ``residual_dtype``: see :class:`~mae_dfer.models.config.ModelConfig`.
+    Fused blocks hand on streams. A block that is looked at, wrapped or replaced is called as any module is, and takes
+    and returns the sum. ``residual_dtype``: see :class:`~mae_dfer.models.config.ModelConfig`.
     """
-    *others, last = blocks
     if residual_dtype == "autocast":
         x = x.to(autocast_dtype(x))
-    stream: Tensor | Residual = Residual(x) if all(block.fused for block in blocks) else x
-    for block in others:
-        stream = block(stream)
-    stream = last(stream, *wanted)
-    return stream.added() if isinstance(stream, Residual) else stream
+    stream = Residual(x)
+    last = len(blocks) - 1
+    for index, block in enumerate(blocks):
+        arguments = wanted if index == last else ()
+        if _hands_on_streams(block):
+            stream = cast(Any, block).of_stream(stream, *arguments)
+        else:
+            stream = Residual(block(stream.added(), *arguments))
+    return stream.added()
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _hands_on_streams(block: nn.Module) -> bool:
+    looked_at = nn.modules.module._has_any_global_hook() or any(getattr(block, name) for name in _HOOKS)
+    wrapped = "forward" in vars(block) or block._compiled_call_impl is not None
+    return hasattr(block, "of_stream") and bool(block.fused) and not looked_at and not wrapped

@@ -48,21 +48,19 @@ class ViTBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate, fused=fused)
         self.fused = fused
 
-    def forward(self, x: Tensor | Residual, wanted: int | None = None) -> Tensor | Residual:
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
         """(B, S, C) → (B, S, C), or of the last ``wanted`` tokens alone, (B, wanted, C).
 
-        What only the others need is not computed, except by the eager block. The fused block makes of a stream
-        another one, whose branch is the MLP's.
+        What only the others need is not computed, except by the eager block.
         """
-        if isinstance(x, Residual):
-            return self._of_stream(x, wanted)
         if self.fused:
-            return self._of_stream(Residual(x), wanted).added()
+            return self.of_stream(Residual(x), wanted).added()
         x = x + self._drop_path(self.attn(x, self.attn_norm))
         x = x + self._drop_path(self.mlp(x, self.mlp_norm))
         return x if wanted is None else x[:, -wanted:]
 
-    def _of_stream(self, stream: Residual, wanted: int | None) -> Residual:
+    def of_stream(self, stream: Residual, wanted: int | None = None) -> Residual:
+        """:meth:`forward` of the stream's sum, fused; what the MLP adds is left to be added."""
         if wanted is None or wanted == stream.x.shape[1]:
             x, branch = self.attn.of_stream(stream, self.attn_norm)
         else:
@@ -85,7 +83,9 @@ class ViTEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config.embed_dim, config.tubelet_size, config.patch_size)
+        self.patch_embed = PatchEmbed(
+            config.embed_dim, config.tubelet_size, config.patch_size, fused=config.fused_attn
+        )
         self.blocks = nn.ModuleList(
             ViTBlock(
                 config.embed_dim,
