@@ -243,7 +243,7 @@ def absorb(context: Tensor, weights: Weights, num_heads: int) -> tuple[Tensor, T
     """
     clips, context_tokens, channels = context.shape
     heads = (num_heads, channels // num_heads)
-    query_weight, key_value_weight = weights.qkv_weight[:channels], weights.qkv_weight[channels:]
+    query_weight, key_value_weight = weights.qkv_weight.split((channels, 2 * channels))
     projected = F.linear(context, key_value_weight).view(clips * context_tokens, 2 * num_heads, heads[1])
     projected = projected.transpose(0, 1)
     keys, values = projected[:num_heads], projected[num_heads:]  # (H, B·K, D) each

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,8 @@ import torch.distributed as dist
 from ..config import TrainConfig
 from ..errors import UserError
 
+# mallopt's names for them in malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,6 +112,7 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name, ``auto`` for a GPU if there is one; a CPU is told to keep freed memory."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -116,6 +121,8 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(f"--device {name}: not a device; try cpu, cuda or cuda:0") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: torch sees no CUDA GPU on this machine; use --device cpu")
@@ -124,6 +131,18 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         if device.index >= torch.cuda.device_count():
             raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s)")
     return device
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what this process frees, up to 2 GiB, for what it allocates next.
+
+    Else the activations of every step go back to the system and come anew, page by page: on two cores a tenth of the
+    time of inference and pre-training. Other C libraries have no such function, and nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)  # the most that it takes
 
 
 def close_hardware() -> None:
