@@ -24,7 +24,8 @@ _WATCHERS = (
 )  # fmt: skip
 _dispatch_modes, _function_modes, _profiled, _traced = (getattr(*where, lambda: True) for where in _WATCHERS)
 # Arguments of these types mean to the dispatcher what they are; subclasses of Tensor want to be asked.
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None), torch.dtype, bool, int, float, str))
+_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+_OTHERS = frozenset((type(None), torch.dtype, bool, int, float, str))
 _of_old_vmap: Callable[[Any], bool] = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: True)
 
 
@@ -66,9 +67,9 @@ def call_without_gradient(registered: Any, run: Callable[..., Any], inputs: tupl
     """``run(*inputs)``; by the dispatcher, as ``registered``, where someone would see it there."""
     if torch.compiler.is_compiling():
         return registered(*inputs)
-    if not watched() and _PLAIN_TYPES.issuperset(map(type, inputs)):
+    if not watched():
         for value in inputs:
-            if isinstance(value, Tensor) and not is_plain(value):
+            if type(value) not in _OTHERS and not is_plain(value):
                 break
         else:
             return run(*inputs)
@@ -81,10 +82,10 @@ def watched() -> bool:
     return bool(_dispatch_modes() or _profiled() or _function_modes() or _traced() or _in_transform())
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is what its memory holds: not, as the dispatcher alone knows, the negative of that, or zeros
-    without memory, or many tensors of the `vmap` by which autograd batches gradients."""
-    return not (tensor.is_neg() or tensor._is_zerotensor() or _of_old_vmap(tensor))
+def is_plain(value: Any) -> bool:
+    """Whether this is a tensor that is what its memory holds: of no subclass, and not, as the dispatcher alone knows,
+    the negative of that, zeros without memory, or many tensors of the `vmap` by which autograd batches gradients."""
+    return type(value) in _TENSORS and not (value.is_neg() or value._is_zerotensor() or _of_old_vmap(value))
 
 
 def transformed() -> bool:
