@@ -8,7 +8,7 @@ over many rows.
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +25,7 @@ if _onednn is not None and _onednn not in flop_registry:
 
     @register_flop_formula(_onednn)
     def _onednn_flops(x_shape: Any, weight_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return functools.reduce(int.__mul__, x_shape, 2 * weight_shape[0])
+        return 2 * math.prod(x_shape) * int(weight_shape[0])
 
 
 class Linear(nn.Linear):
