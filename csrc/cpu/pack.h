@@ -29,41 +29,48 @@ void pack_rows(const E* from, ptrdiff_t stride, int rows, int width, T* to, int 
 // 32 bits of anything, moved as a float is and never calculated with.
 typedef float Word __attribute__((may_alias, aligned(2)));
 
+#if defined(__AVX512F__)
+
+inline Vec<float> unpack_low(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
+inline Vec<float> unpack_high(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
+inline Vec<float> pairs_low(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+inline Vec<float> pairs_high(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+
+// Four columns of rows r, r + 4, r + 8 and r + 12, which `row` loads.
+template <class Row>
+inline Vec<float> load_quads(const Row& row, int r) {
+  __m512 quads = _mm512_insertf32x4(_mm512_castps128_ps512(row(r)), row(r + 4), 1);
+  quads = _mm512_insertf32x4(quads, row(r + 8), 2);
+  return (Vec<float>)_mm512_insertf32x4(quads, row(r + 12), 3);
+}
+
+#elif defined(__AVX2__)
+
+inline Vec<float> unpack_low(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_unpacklo_ps((__m256)a, (__m256)b); }
+inline Vec<float> unpack_high(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_unpackhi_ps((__m256)a, (__m256)b); }
+inline Vec<float> pairs_low(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_unpacklo_pd((__m256d)a, (__m256d)b); }
+inline Vec<float> pairs_high(Vec<float> a, Vec<float> b) { return (Vec<float>)_mm256_unpackhi_pd((__m256d)a, (__m256d)b); }
+
+// Four columns of rows r and r + 4, which `row` loads.
+template <class Row>
+inline Vec<float> load_quads(const Row& row, int r) {
+  return (Vec<float>)_mm256_insertf128_ps(_mm256_castps128_ps256(row(r)), row(r + 4), 1);
+}
+
+#endif
+
 #if defined(__AVX2__)
 
-// to[column][row] = from[row][column] for four columns and a vector of rows, zero from `rows` on. Every quarter of a
-// vector (half, with 256 bits) is loaded with a row's four columns, so that four of them are transposed at once.
+// to[column][row] = from[row][column] for four columns and a vector of rows, zero from `rows` on. Every 128 bits of a
+// vector are loaded with a row's four columns, so that all of them are transposed at once.
 inline void transpose_quad(const float* from, ptrdiff_t stride, int rows, float* to, ptrdiff_t ld) {
-  Vec<float> quads[4];
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) {
-    const auto row = [&](int number) { return number < rows ? _mm_loadu_ps(from + number * stride) : _mm_setzero_ps(); };
-#if defined(__AVX512F__)
-    __m512 vector = _mm512_castps128_ps512(row(r));
-    vector = _mm512_insertf32x4(vector, row(r + 4), 1);
-    vector = _mm512_insertf32x4(vector, row(r + 8), 2);
-    quads[r] = (Vec<float>)_mm512_insertf32x4(vector, row(r + 12), 3);
-  }
-  const auto low = [](Vec<float> a, Vec<float> b) { return _mm512_unpacklo_ps((__m512)a, (__m512)b); };
-  const auto high = [](Vec<float> a, Vec<float> b) { return _mm512_unpackhi_ps((__m512)a, (__m512)b); };
-  const __m512d pairs[4] = {_mm512_castps_pd(low(quads[0], quads[1])), _mm512_castps_pd(low(quads[2], quads[3])),
-                            _mm512_castps_pd(high(quads[0], quads[1])), _mm512_castps_pd(high(quads[2], quads[3]))};
-  store<float>(to, (Vec<float>)_mm512_unpacklo_pd(pairs[0], pairs[1]));
-  store<float>(to + ld, (Vec<float>)_mm512_unpackhi_pd(pairs[0], pairs[1]));
-  store<float>(to + 2 * ld, (Vec<float>)_mm512_unpacklo_pd(pairs[2], pairs[3]));
-  store<float>(to + 3 * ld, (Vec<float>)_mm512_unpackhi_pd(pairs[2], pairs[3]));
-#else
-    quads[r] = (Vec<float>)_mm256_insertf128_ps(_mm256_castps128_ps256(row(r)), row(r + 4), 1);
-  }
-  const auto low = [](Vec<float> a, Vec<float> b) { return _mm256_unpacklo_ps((__m256)a, (__m256)b); };
-  const auto high = [](Vec<float> a, Vec<float> b) { return _mm256_unpackhi_ps((__m256)a, (__m256)b); };
-  const __m256d pairs[4] = {_mm256_castps_pd(low(quads[0], quads[1])), _mm256_castps_pd(low(quads[2], quads[3])),
-                            _mm256_castps_pd(high(quads[0], quads[1])), _mm256_castps_pd(high(quads[2], quads[3]))};
-  store<float>(to, (Vec<float>)_mm256_unpacklo_pd(pairs[0], pairs[1]));
-  store<float>(to + ld, (Vec<float>)_mm256_unpackhi_pd(pairs[0], pairs[1]));
-  store<float>(to + 2 * ld, (Vec<float>)_mm256_unpacklo_pd(pairs[2], pairs[3]));
-  store<float>(to + 3 * ld, (Vec<float>)_mm256_unpackhi_pd(pairs[2], pairs[3]));
-#endif
+  const auto row = [&](int number) { return number < rows ? _mm_loadu_ps(from + number * stride) : _mm_setzero_ps(); };
+  const Vec<float> a = load_quads(row, 0), b = load_quads(row, 1), c = load_quads(row, 2), d = load_quads(row, 3);
+  const Vec<float> low[2] = {unpack_low(a, b), unpack_low(c, d)}, high[2] = {unpack_high(a, b), unpack_high(c, d)};
+  store<float>(to, pairs_low(low[0], low[1]));
+  store<float>(to + ld, pairs_high(low[0], low[1]));
+  store<float>(to + 2 * ld, pairs_low(high[0], high[1]));
+  store<float>(to + 3 * ld, pairs_high(high[0], high[1]));
 }
 
 #endif

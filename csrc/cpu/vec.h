@@ -94,22 +94,6 @@ inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
 }
 
 template <class T>
-inline T reduce_max(Vec<T> value) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_reduce_max_ps((__m512)value);
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4) {
-    __m128 half = _mm_max_ps(_mm256_castps256_ps128((__m256)value), _mm256_extractf128_ps((__m256)value, 1));
-    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
-  }
-#endif
-  T result = value[0];
-  for (int lane = 1; lane < kLanes<T>; ++lane) result = value[lane] > result ? value[lane] : result;
-  return result;
-}
-
-template <class T>
 inline T reduce_add(Vec<T> value) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)value);
@@ -184,14 +168,6 @@ inline Vec<T> power_of_two(Vec<T> x, const T (&terms)[kCount]) {
 template <class T>
 inline Vec<T> power_of_two(Vec<T> x) {
   return power_of_two<T>(x, Power<T>::kTerms);
-}
-
-// 0, 1, 2, ... across the lanes.
-template <class T>
-inline IntVec<T> lane_numbers() {
-  IntVec<T> result;
-  for (int lane = 0; lane < kLanes<T>; ++lane) result[lane] = static_cast<typename VecTypes<T>::Lane>(lane);
-  return result;
 }
 
 }  // namespace
