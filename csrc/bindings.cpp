@@ -132,10 +132,11 @@ Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x, ui
 }
 
 void exchange_forward(const ExchangeShape& shape, const RowsArgument& x, uintptr_t keys, uintptr_t key_bias,
-                      uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t out, double eps,
-                      int threads) {
+                      uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t out, int64_t front,
+                      double eps, int threads) {
   Exchange problem = describe_exchange(shape, x, keys, key_bias, values, out_bias, row_scale, eps, threads);
   problem.out = output(out);
+  problem.front = front;
   problem.grad_out.dtype = problem.x.dtype;
   mae_dfer::cpu::exchange_forward(problem);
 }

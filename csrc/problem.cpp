@@ -64,7 +64,7 @@ int64_t Exchange::chunk_rows() const {
 }
 
 void Exchange::check(bool backward) const {
-  require(clips >= 0 && groups >= 0 && rows >= 0, "clips, groups and rows must not be negative");
+  require(clips >= 0 && groups >= 0 && rows >= 0 && front >= 0, "counts must not be negative");
   require(channels >= 1 && channels <= 1 << 24, "channels must be between 1 and 2^24");
   require(heads >= 1 && context >= 1 && heads * context <= 1 << 20, "heads and context must be at least 1");
   require(clips == 0 ? groups == 0 : groups % clips == 0, "clips must divide groups");

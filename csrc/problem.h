@@ -94,7 +94,8 @@ struct Exchange {
   const void* values = nullptr;     // (clips, J, C)
   const void* out_bias = nullptr;   // (C,)
   const void* row_scale = nullptr;  // (clips,), or null for 1
-  void* out = nullptr;              // (G, M, C)
+  void* out = nullptr;              // (G, front + M, C)
+  int64_t front = 0;                // rows of `out` before each group's, left as they are
   StridedRows grad_out;             // backward from here on
   void* grad_x = nullptr;
   void* sums = nullptr;           // (clips, chunks(), 2 J + 1, sums_width()): of gradients of keys, values, out_bias
@@ -104,6 +105,8 @@ struct Exchange {
   static constexpr int64_t kStepRows = 48;  // rows worked on at once: whole vectors and register blocks of any width
   int64_t pairs() const { return heads * context; }
   int64_t clip_rows() const { return groups / clips * rows; }
+  // Where the result of row `index` of all G·M is.
+  int64_t place(int64_t index) const { return index + (index / rows + 1) * front; }
   bool empty() const { return clips == 0 || groups == 0 || rows == 0; }
   // A clip's rows are shared out in whole steps, about 32 chunks in all; none of it depends on the threads.
   int64_t chunk_rows() const;

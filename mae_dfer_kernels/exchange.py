@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import (
+    DTYPES,
     alike,
     check_backend,
     check_companion,
@@ -26,15 +27,15 @@ from mae_dfer_kernels.arguments import (
     check_tensor,
     compute_dtype,
 )
-from mae_dfer_kernels.calls import Operator, call, call_without_gradient, without_autocast
+from mae_dfer_kernels.calls import Operator, autocast_dtype, call, call_without_gradient, without_autocast
 from mae_dfer_kernels.reference import exchange as reference
 
 FORMS = ("auto", "absorbed", "plain")
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
 _INPUTS = "Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor out_bias, Tensor? row_scale"
-_OPTIONS = "int num_heads, float eps, str backend"
-_LIBRARY.define(f"exchange_rows({_INPUTS}, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_OPTIONS = "int num_heads, float eps, ScalarType operand_dtype, str backend"
+_LIBRARY.define(f"exchange_rows({_INPUTS}, Tensor? front, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.define(
     f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
@@ -42,8 +43,11 @@ _LIBRARY.define(
 
 
 def _run_forward(x: Tensor, keys: Tensor, *rest: Any) -> Tensor:
-    *inputs, backend = rest
-    result: Tensor = backends.run("exchange", "forward", backend, (x, keys.shape[1]), x, keys, *inputs)
+    *vectors, front, num_heads, eps, operand_dtype, backend = rest
+    inputs = (x, keys, *vectors, num_heads, eps, operand_dtype, _count(front))
+    result: Tensor = backends.run("exchange", "forward", backend, (x, keys.shape[1]), *inputs)
+    if front is not None:
+        result[:, : front.shape[1]] = front
     return result
 
 
@@ -56,7 +60,7 @@ def _run_backward(grad_out: Tensor, x: Tensor, keys: Tensor, *rest: Any) -> tupl
 
 # What is registered checks its arguments: whoever calls it comes past the public function's checks.
 def _forward(*inputs: Any) -> Tensor:
-    _check_rows(*inputs[:-1])
+    _check_forward(*inputs[:-1])
     return _run_forward(*inputs)
 
 
@@ -66,8 +70,8 @@ def _backward(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
-    _check_rows(x, *rest[:-1])
-    return x.new_empty(x.shape)
+    _check_forward(x, *rest[:-1])
+    return x.new_empty((x.shape[0], _count(rest[5]) + x.shape[1], x.shape[2]))
 
 
 def _backward_fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -87,17 +91,24 @@ _backward_op = torch.ops.mae_dfer_kernels.exchange_rows_backward.default
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     # No probabilities and no LayerNorm output are kept: the backward computes them again.
     ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    ctx.front, ctx.options = _count(inputs[6]), inputs[7:]
 
 
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    num_heads, eps, backend = ctx.options
-    arguments = (grad_out, *ctx.saved_tensors, num_heads, eps)
+    *options, backend = ctx.options
+    grad_front = grad_out[:, : ctx.front] if ctx.front else None
+    arguments = (grad_out[:, ctx.front :], *ctx.saved_tensors, *options)
     if torch.is_grad_enabled():
         # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
-        return *reference.backward(*arguments), None, None, None, None
-    gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
-    return *gradients, None, None, None, None
+        gradients = reference.backward(*arguments)
+    else:
+        gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
+    return *gradients, None, grad_front, None, None, None, None
+
+
+def _count(front: Tensor | None) -> int:
+    """Rows in front of a group's."""
+    return 0 if front is None else front.shape[1]
 
 
 # Compiled graphs and direct calls of the operator differentiate through this registration.
@@ -120,7 +131,7 @@ class _ExchangeRows(torch.autograd.Function):
         return _gradient(ctx, grad_out)
 
 
-_OPERATOR = Operator(_forward_op, _run_forward, _ExchangeRows, reference.forward)
+_OPERATOR = Operator(_forward_op, _run_forward, _ExchangeRows, reference.exchange_rows)
 
 
 def exchange(
@@ -136,6 +147,7 @@ def exchange(
     num_heads: int,
     *,
     row_scale: Tensor | None = None,
+    front: Tensor | None = None,
     eps: float = 1e-6,
     form: str = "auto",
     backend: str = "auto",
@@ -162,15 +174,19 @@ def exchange(
         proj_bias: (C,).
         num_heads: H, a divisor of C.
         row_scale: (B,), the factor of stochastic depth on each clip; no gradient flows to it. None: 1.
+        front: (B, …, F, C) of the dtype of ``local``, tokens that the result has in front of each group's M: the
+            representative tokens, of which a copy of all tokens would else be made to put them there.
         eps: what the LayerNorm adds to the variance.
         form: ``absorbed``, ``plain``, or ``auto`` for the one with fewer multiplications.
         backend: of the absorbed form: ``eager``, ``cpu``, ``triton``, ``cuda``, or ``auto`` for the fastest that can
             run this call. The plain form is PyTorch's own.
 
     Returns:
-        The shape and dtype of ``local``, contiguous. Under autocast too; there the plain form's projections run in
-        autocast's dtype, while the absorbed form's are in float32 (float64 for float64) always: they are of a clip's
-        few representative tokens, and their rounding would reach every local token.
+        The shape (with ``front``, (B, …, F + M, C)) and dtype of ``local``, contiguous. Under autocast too; there the
+        plain form's projections run in autocast's dtype, while the absorbed form's are in float32 (float64 for
+        float64) always: they are of a clip's few representative tokens, and their rounding would reach every local
+        token. Products with local tokens take operands in 16 bits where ``local`` or autocast has them, if the backend
+        is faster by it: on a GPU.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -182,6 +198,8 @@ def exchange(
     _check_weights(weights, local)
     eps = check_eps(eps)
     scale = check_row_scale(row_scale, "local", local, 1)
+    if front is not None:
+        _check_front("front", front, "local", local)
     check_backend(backend)
     if form not in FORMS:
         raise ValueError(f"form: {form!r} is none of {', '.join(FORMS)}")
@@ -192,12 +210,15 @@ def exchange(
     if form == "absorbed" or backend != "auto":
         backend = backends.choose("exchange", backend, local, num_heads * context.shape[1])
     if form == "plain":
-        return _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
+        rows = _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
+        return rows if front is None else torch.cat((front, rows), dim=-2)
     wide = compute_dtype(local)
     weights = weights.to(wide)
     with without_autocast(local.device.type):
         absorbed = absorb(context.to(wide), weights, num_heads)
-    return _exchange_rows(local, *absorbed, weights.proj_bias, scale, num_heads, eps, backend)
+    operand_dtype = autocast_dtype(local) if local.dtype == torch.float32 else local.dtype
+    options = (num_heads, eps, operand_dtype, backend)
+    return _exchange_rows(local, (*absorbed, weights.proj_bias), scale, front, options)
 
 
 class Weights(NamedTuple):
@@ -280,22 +301,20 @@ def _plain(
 
 def _exchange_rows(
     local: Tensor,
-    keys: Tensor,
-    key_bias: Tensor,
-    values: Tensor,
-    out_bias: Tensor,
+    matrices: tuple[Tensor, ...],
     row_scale: Tensor | None,
-    num_heads: int,
-    eps: float,
-    backend: str,
+    front: Tensor | None,
+    options: tuple[Any, ...],
 ) -> Tensor:
     shape = local.shape
     if len(shape) != 3:
         # Reshaping copies where two leading axes cannot be walked with one stride.
         local = local.reshape(math.prod(shape[:-2]), *shape[-2:])
-    tensors = (local, keys, key_bias, values, out_bias)
-    out: Tensor = call(_OPERATOR, tensors, (*tensors, row_scale, num_heads, eps, backend))
-    return out if len(shape) == 3 else out.view(shape)
+        front = None if front is None else front.reshape(local.shape[0], *front.shape[-2:])
+    tensors = (local, *matrices)
+    differentiable = tensors if front is None else (*tensors, front)
+    out: Tensor = call(_OPERATOR, differentiable, (*tensors, row_scale, front, *options))
+    return out if len(shape) == 3 else out.view(*shape[:-2], *out.shape[1:])
 
 
 def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
@@ -324,6 +343,25 @@ def _check_weights(weights: Weights, local: Tensor) -> None:
             check_parameter(name, weight, "local", local, letters, shape)
 
 
+def _check_front(name: str, front: Any, main_name: str, main: Tensor) -> None:
+    """Tokens (…, F, C) in front of those of ``main`` (…, M, C)."""
+    check_companion(name, front, main_name, main)
+    if front.dim() != main.dim() or (*front.shape[:-2], front.shape[-1]) != (*main.shape[:-2], main.shape[-1]):
+        raise ValueError(
+            f"{name} must have the shape of {main_name}, {tuple(main.shape)}, but for the second last axis, "
+            f"got {tuple(front.shape)}"
+        )
+    if front.dtype != main.dtype:
+        raise TypeError(f"{name} must have the dtype of {main_name}, {main.dtype}, got {front.dtype}")
+
+
+def _check_forward(*inputs: Any) -> None:
+    *given, front, num_heads, eps, operand_dtype = inputs
+    _check_rows(*given, num_heads, eps, operand_dtype)
+    if front is not None:
+        _check_front("front", front, "x", given[0])
+
+
 def _check_rows(
     x: Tensor,
     keys: Tensor,
@@ -333,6 +371,7 @@ def _check_rows(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
 ) -> None:
     """What the registered functions are given."""
     check_tensor("x", x)
@@ -358,6 +397,8 @@ def _check_rows(
     if row_scale is not None:
         check_companion("row_scale", row_scale, "x", x)
         check_shape("row_scale", row_scale, "(B,)", (clips,))
+    if operand_dtype not in DTYPES or (operand_dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"operand_dtype must be float32, bfloat16 or float16 (float64 for float64), got {operand_dtype}")
 
 
 def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> None:

@@ -208,9 +208,9 @@ class ExchangeCase:
     """
 
     def __init__(self, dtype: str, shape: tuple[int, int, int, int, int, int], scaled: bool = True,
-                 eps: float = 1e-6) -> None:  # fmt: skip
+                 eps: float = 1e-6, front: int = 0) -> None:  # fmt: skip
         clips, groups, rows, channels, self.heads, context = shape
-        self.eps = eps
+        self.eps, self.front = eps, front
         generator = torch.Generator().manual_seed(sum(shape))
 
         def draw(*size: int, spread: float = 1.0) -> torch.Tensor:
@@ -227,7 +227,9 @@ class ExchangeCase:
     def _results(self, call: Callable[..., torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
         leaves = [tensor.to(dtype or tensor.dtype) for tensor in self.tensors]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        out = call(*leaves, self.scale, self.heads, self.eps)
+        x = leaves[0]
+        front = torch.ones(x.shape[0], self.front, x.shape[2], dtype=x.dtype) if self.front else None
+        out = call(*leaves, self.scale, front, self.heads, self.eps, x.dtype)[:, self.front :]
         grads = torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
         return [tensor.detach() for tensor in (out, *grads)]
 
@@ -252,6 +254,7 @@ EXCHANGES = {
     "no-eps": ("bf16", (2, 1, 5, 24, 2, 3), True, 0.0),  # nor may rows beyond the last divide by 0
     "one-representative": ("fp16", (2, 2, 9, 40, 3, 1)),
     "three": ("fp32", (2, 3, 7, 24, 2, 3)),
+    "behind-others": ("bf16", (2, 3, 7, 24, 2, 3), True, 1e-6, 2),
     "base": ("bf16", (1, 4, 21, 512, 8, 8)),  # two blocks of rows, four slices of channels
     "five-fp32": ("fp32", (1, 1, 81, 200, 4, 5), False),
     "passes": ("fp16", (2, 1, 20, 136, 5, 20)),

@@ -69,7 +69,7 @@ class Rows:
         tensors = [tensor.detach().to(dtype or tensor.dtype) for tensor in (self.x, *self.others)]
         tensors = [tensor.requires_grad_() for tensor in tensors]
         scale = self.row_scale if self.row_scale is None else self.row_scale.to(dtype or self.row_scale.dtype)
-        out = call(*tensors, scale, self.heads, EPS)
+        out = call(*tensors, scale, None, self.heads, EPS, tensors[0].dtype)
         return [tensor.detach().double() for tensor in (out, *torch.autograd.grad(out, tensors, self.grad_out.to(out)))]
 
     def fused(self, backend: str) -> list[Tensor]:
@@ -103,6 +103,20 @@ def test_no_less_exact_than_plain_pytorch(runner: str, shape: tuple[int, ...], d
 def joined(draws: list[list[Tensor]]) -> list[Tensor]:
     """Each result of all draws as one tensor."""
     return [torch.cat([tensor.flatten() for tensor in results]) for results in zip(*draws, strict=True)]
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_rows_in_front(runner: str, shape: tuple[int, ...]) -> None:
+    rows = Rows(shape)
+    out, *grads = rows.fused(runner)
+    front = torch.randn(rows.x.shape[0], 2, shape[3]).requires_grad_()
+    leaves = [tensor.detach().requires_grad_() for tensor in (rows.x, *rows.others)]
+    found = forward_op(*leaves, rows.row_scale, front, rows.heads, EPS, torch.float32, runner)
+    assert torch.equal(found, torch.cat((front, out.float()), dim=1)) and found.is_contiguous()
+    grad = torch.cat((torch.ones_like(front), rows.grad_out), dim=1)
+    grad_front, *found_grads = torch.autograd.grad(found, [front, *leaves], grad)
+    assert torch.equal(grad_front, torch.ones_like(front))
+    assert all(torch.equal(a.double(), b) for a, b in zip(found_grads, grads, strict=True))
 
 
 def test_large_logits(runner: str) -> None:
@@ -159,9 +173,9 @@ def test_a_dropped_clip_is_passed_through(runner: str) -> None:
 
 def test_null_addresses_are_refused() -> None:
     with pytest.raises(ValueError, match="null"):
-        native.library().exchange_forward((1, 1, 1, 8, 1, 1), (0, 8, 8, 1), 0, 0, 0, 0, 0, 0, EPS, 1)
+        native.library().exchange_forward((1, 1, 1, 8, 1, 1), (0, 8, 8, 1), 0, 0, 0, 0, 0, 0, 0, EPS, 1)
     with pytest.raises(ValueError, match="clips must divide groups"):
-        native.library().exchange_forward((2, 3, 1, 8, 1, 1), (64, 8, 8, 1), *[64] * 6, EPS, 1)
+        native.library().exchange_forward((2, 3, 1, 8, 1, 1), (64, 8, 8, 1), *[64] * 7, EPS, 1)
 
 
 class Block(nn.Module):
@@ -290,19 +304,27 @@ def test_gradcheck(backend: str) -> None:
     rows = Rows((2, 1, 3, 5, 2, 2), "fp64")
     leaves = [tensor.requires_grad_() for tensor in (rows.x, *rows.others)]
     # The fast mode compares one projection of the Jacobian: second derivatives in full take half a minute.
+    options = (2, EPS, torch.float64, backend)
+    front = torch.randn(2, 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def call_rows(front: Tensor, *tensors: Tensor) -> Tensor:
+        return forward_op(*tensors, rows.row_scale, front, *options)
+
     for check, fast in ((torch.autograd.gradcheck, False), (torch.autograd.gradgradcheck, True)):
-        assert check(lambda *tensors: forward_op(*tensors, rows.row_scale, 2, EPS, backend), leaves, fast_mode=fast)
+        assert check(call_rows, [front, *leaves], fast_mode=fast)
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
 def test_opcheck(backend: str) -> None:
     rows = Rows((2, 2, 5, 24, 2, 3), "bf16")
-    options = (rows.row_scale, 2, EPS, backend)
+    options = (2, EPS, torch.bfloat16, backend)
     leaves = [tensor.requires_grad_() for tensor in (rows.x, *rows.others)]
-    torch.library.opcheck(forward_op, (*leaves, *options))
+    front = torch.randn(4, 1, 24, dtype=torch.bfloat16, requires_grad=True)
+    for given in (None, front):
+        torch.library.opcheck(forward_op, (*leaves, rows.row_scale, given, *options))
     detached = [tensor.detach() for tensor in leaves]
     turned = rows.grad_out.transpose(0, 2).contiguous().transpose(0, 2)
-    torch.library.opcheck(backward_op, (turned, *detached, *options))
+    torch.library.opcheck(backward_op, (turned, *detached, rows.row_scale, *options))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -342,7 +364,7 @@ def test_flop_counter_sees_both_directions(runner: str) -> None:
     rows = Rows((2, 3, 7, 24, 2, 3))
     matmul = 2 * (2 * 3 * 7) * 24 * 6
     with FlopCounterMode(display=False) as counter:
-        out = forward_op(rows.x.requires_grad_(), *rows.others, None, 2, EPS, runner)
+        out = forward_op(rows.x.requires_grad_(), *rows.others, None, None, 2, EPS, rows.x.dtype, runner)
     assert counter.get_total_flops() == 2 * matmul
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()

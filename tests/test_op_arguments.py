@@ -119,6 +119,7 @@ def good_exchange(draw: Draw) -> Arguments:
         **{name: normal(*shapes.get(name, (channels,)), dtype=wide) / 4 for name in EXCHANGE_WEIGHTS},
         "num_heads": heads,
         "row_scale": draw(st.sampled_from([None, normal(clips, dtype=torch.float32)])),
+        "front": draw(st.sampled_from([None, normal(clips, *leading[:-1], 2, channels, dtype=dtype)])),
         "eps": draw(st.sampled_from([0.01, 1])), "form": draw(st.sampled_from(["auto", "plain", "absorbed"])),
         "backend": draw(BACKENDS),
     }  # fmt: skip
@@ -126,8 +127,9 @@ def good_exchange(draw: Draw) -> Arguments:
 
 
 def plain_exchange(
-    local: Tensor, context: Tensor, *, num_heads: int, row_scale: Tensor | None, eps: float, **rest: Any
-) -> tuple[Tensor, ...]:
+    local: Tensor, context: Tensor, *, num_heads: int, row_scale: Tensor | None, front: Tensor | None, eps: float,
+    **rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
     weights = {name: rest[name].to(local.dtype) for name in EXCHANGE_WEIGHTS}
     channels = local.shape[-1]
     normed = torch.nn.functional.layer_norm(
@@ -144,7 +146,8 @@ def plain_exchange(
     if row_scale is not None:
         factors = row_scale.expand(local.shape[:1]).to(update.dtype)
         update = update * factors[:, None, None]
-    return (local + update.reshape(local.shape),)
+    rows = local + update.reshape(local.shape)
+    return (rows if front is None else torch.cat((front, rows), dim=-2),)
 
 
 @dataclass(frozen=True)
@@ -212,8 +215,10 @@ def good_registered_exchange(draw: Draw) -> Arguments:
         "x": normal(*rows, dtype=dtype), "keys": normal(clips, pairs, channels, dtype=wide) / 4,
         "key_bias": normal(clips, pairs, dtype=wide), "values": normal(clips, pairs, channels, dtype=wide),
         "out_bias": normal(channels, dtype=wide),
-        "row_scale": draw(st.sampled_from([None, normal(clips, dtype=wide)])), "num_heads": heads,
-        "eps": draw(st.sampled_from([0.01, 1.0])), "backend": draw(st.sampled_from(["eager", "cpu"])),
+        "row_scale": draw(st.sampled_from([None, normal(clips, dtype=wide)])),
+        "front": draw(st.sampled_from([None, normal(rows[0], 2, channels, dtype=dtype)])), "num_heads": heads,
+        "eps": draw(st.sampled_from([0.01, 1.0])), "operand_dtype": dtype,
+        "backend": draw(st.sampled_from(["eager", "cpu"])),
     }  # fmt: skip
     return wanting_gradient(draw, arguments, "x", "keys", "key_bias", "values", "out_bias")
 
@@ -222,6 +227,7 @@ def good_registered_exchange_backward(draw: Draw) -> Arguments:
     given = {
         name: value.detach() if isinstance(value, Tensor) else value
         for name, value in good_registered_exchange(draw).items()
+        if name != "front"
     }
     return {"grad_out": normal(*given["x"].shape, dtype=given["x"].dtype), **given}
 

@@ -95,7 +95,7 @@ class Inputs(NamedTuple):
 
     def narrow(self) -> "Inputs":
         """What eager computes on in the dtype of the kernels' operands."""
-        dtype = exchange.operand_dtype(self.x, self.keys)
+        dtype = operand_dtype(self)
         names = ("keys", "key_bias", "values")
         return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
 
@@ -119,12 +119,19 @@ def make_inputs(case: Case, logits: float = 1.0, scaled: bool = True) -> Inputs:
 
 def run_triton(inputs: Inputs) -> tuple[Tensor, ...]:
     grad_out, *given = inputs
-    return exchange.forward(*given, EPS), *exchange.backward(grad_out, *given, EPS)
+    options = (EPS, operand_dtype(inputs))
+    return exchange.forward(*given, *options, 0), *exchange.backward(grad_out, *given, *options)
+
+
+def operand_dtype(inputs: Inputs) -> torch.dtype:
+    """The narrower of that of the rows and that of the keys."""
+    return inputs.keys.dtype if inputs.x.dtype == FP32 else inputs.x.dtype
 
 
 def run_reference(inputs: Inputs) -> tuple[Tensor, ...]:
-    grad_out, *given = inputs
-    return reference.forward(*given, EPS), *reference.backward(grad_out, *given, EPS)
+    grad_out, *given, heads = inputs
+    out = reference.exchange_rows(*given, None, heads, EPS)
+    return out, *reference.backward(grad_out, *given, heads, EPS)
 
 
 def assert_within_twice_eager(inputs: Inputs) -> None:

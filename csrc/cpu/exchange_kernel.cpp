@@ -162,12 +162,13 @@ void forward_chunk(const Exchange& problem, int64_t task, void* memory) {
     for (int i = 0; i < rows; ++i) {
       const T* const branch = block + static_cast<ptrdiff_t>(i) * layout.stride;
       const T* x = read<T>(problem.x, problem, first + i, x_buffer);
-      T* const result = result_row<T>(problem.out, problem.x.dtype, first + i, x_buffer, layout.width);
+      const int64_t place = problem.place(first + i);
+      T* const result = result_row<T>(problem.out, problem.x.dtype, place, x_buffer, layout.width);
       along_row<T>(layout.width, [&](int c, auto lanes) {
         const Vec<T> value = load<T>(branch + c) + load_part(out_bias + c, lanes);
         store_part<T>(result + c, load_part(x + c, lanes) + scale * value, lanes);
       });
-      finish_row<T>(result, problem.out, problem.x.dtype, first + i, layout.width);
+      finish_row<T>(result, problem.out, problem.x.dtype, place, layout.width);
     }
   }
 }

@@ -106,10 +106,11 @@ Exchange describe_exchange(const RowsArgument& x, const ExchangeInputs& inputs, 
   return problem;
 }
 
-void exchange_forward_rows(const RowsArgument& x, const ExchangeInputs& inputs, uintptr_t out,
+void exchange_forward_rows(const RowsArgument& x, const ExchangeInputs& inputs, uintptr_t out, int64_t front,
                            const ExchangeShape& shape, double eps, uintptr_t stream) {
   Exchange problem = describe_exchange(x, inputs, shape, eps);
   problem.out = output(out);
+  problem.front = front;
   exchange_forward(problem, reinterpret_cast<void*>(stream));
 }
 

@@ -48,7 +48,7 @@ void run(const Exchange& problem, const ExchangeBackward* backward, void* stream
   require(problem.pairs() % 64 == 0 && problem.pairs() <= kMaxPairs, "pairs must be padded to 64, at most 512");
   require(aligned(problem.x) && aligned(problem.keys) && aligned(problem.values) && aligned(problem.out),
           "rows must begin at multiples of 16 bytes");
-  require(problem.groups * problem.rows < int64_t{1} << 31, "2^31 rows or more");  // their numbers are 32-bit
+  require(problem.groups * (problem.rows + problem.front) < int64_t{1} << 31, "2^31 rows or more");  // their numbers are 32-bit
   require(exchange_shared_memory(problem.x.dtype, problem.channels, problem.pairs()) <= shared_memory_limit(),
           "the GPU has too little shared memory for so many channels and pairs");
   if (backward != nullptr) check_backward(problem, *backward);

@@ -9,6 +9,7 @@ namespace cuda {
 
 struct ExchangeOptions {
   float eps = 0.0f;
+  unsigned group_rows = 0;
   unsigned clip_rows = 0;
   unsigned clip_groups = 0;  // of sixteen rows
   unsigned tiles = 0;        // blocks of a clip
@@ -18,6 +19,7 @@ struct ExchangeOptions {
   ExchangeOptions() = default;
   ExchangeOptions(const Exchange& problem, int64_t tile_rows)
       : eps(static_cast<float>(problem.eps)),
+        group_rows(static_cast<unsigned>(problem.rows)),
         clip_rows(static_cast<unsigned>(problem.clip_rows())),
         clip_groups((clip_rows + 15) / 16),
         tiles(static_cast<unsigned>((clip_rows + tile_rows - 1) / tile_rows)),

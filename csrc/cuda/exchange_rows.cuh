@@ -179,7 +179,7 @@ exchange_forward_rows(const Exchange problem, const ExchangeOptions options) {
         }
       }
     }
-    task.store(chunk, problem.out, options);
+    task.store(chunk, problem.out, options, static_cast<unsigned>(problem.front));
   }
 }
 
@@ -310,7 +310,7 @@ exchange_backward_rows(const Exchange problem, const ExchangeOptions options, co
         store_pair(reinterpret_cast<E*>(at), grad[0], grad[1]);
       }
     }
-    task.store(chunk, problem.grad_x, options);
+    task.store(chunk, problem.grad_x, options, 0);
   }
 }
 

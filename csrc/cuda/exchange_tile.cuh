@@ -160,15 +160,17 @@ struct RowsTask {
     for (unsigned index = 0; index < chunks; ++index) x.load_async<E>(chunk(index), row, index, pieces(index));
     copy_commit();
   }
-  // This warp's rows of chunk `index` to the contiguous matrix `to`.
-  MAE_DFER_DEVICE void store(unsigned index, void* to, const ExchangeOptions& options) const {
+  // This warp's rows of chunk `index` to the contiguous matrix `to`, which has `front` rows before each group's.
+  MAE_DFER_DEVICE void store(unsigned index, void* to, const ExchangeOptions& options, unsigned front) const {
     sync_warp();
     const unsigned piece = lane_index() % 8;
     MAE_DFER_UNROLL
     for (int i = 0; i < 4; ++i) {
       const unsigned local = lane_index() / 8 + 4 * i;
       if (static_cast<int>(local) < valid && piece < pieces(index)) {
-        char* const target = static_cast<char*>(to) + int64_t{first_row(options) + local} * row_bytes;
+        const unsigned number = first_row(options) + local;
+        const unsigned place = front == 0 ? number : number + (number / options.group_rows + 1) * front;
+        char* const target = static_cast<char*>(to) + int64_t{place} * row_bytes;
         copy_16(target + index * kChunkBytes + piece * 16, chunk(index).piece(row + local, piece));
       }
     }

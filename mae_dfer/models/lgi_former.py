@@ -81,10 +81,12 @@ class LGIBlock(nn.Module):
         if self.global_attention:
             representative = self._global(representative)
         if self.exchange == "cross":
-            local = self._exchange(local, representative)
+            x = self._exchange(local, representative, front=None if only_local else representative)
+        else:
+            x = torch.cat((representative, local), dim=2)
+        stream = Residual(x)
         if only_local:
-            return self._mlp(Residual(local))
-        stream = Residual(torch.cat((representative, local), dim=2))
+            return self._mlp(stream)
         if self.exchange == "self":
             stream = self._later(stream.x, self._exchange_attention()(stream.x, self.exchange_norm))
         stream = self._mlp(stream)
@@ -114,8 +116,11 @@ class LGIBlock(nn.Module):
         update = attn(representative.squeeze(2), self.global_norm)
         return representative + self._drop_per_clip(update).unsqueeze(2)
 
-    def _exchange(self, local: Tensor, representative: Tensor) -> Tensor:
-        """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, 1, C)."""
+    def _exchange(self, local: Tensor, representative: Tensor, front: Tensor | None) -> Tensor:
+        """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, 1, C).
+
+        Returns the local tokens behind ``front``.
+        """
         attn, norm = self._exchange_attention(), self.exchange_norm
         drops = self.training and (attn.attn_drop_rate or attn.drop_rate)
         if self.fused and not drops:
@@ -123,10 +128,11 @@ class LGIBlock(nn.Module):
             factors = drop_path_factors(local, self.drop_path_rate, self.training, draw_axes=1)
             return exchange(
                 local, context, norm.weight, norm.bias, attn.qkv.weight, attn.q_bias, attn.v_bias, attn.proj.weight,
-                attn.proj.bias, attn.num_heads, row_scale=factors, eps=LAYER_NORM_EPS,
+                attn.proj.bias, attn.num_heads, row_scale=factors, front=front, eps=LAYER_NORM_EPS,
             )  # fmt: skip
         update = attn.cross(local.flatten(1, 2), norm, representative.squeeze(2), self.exchange_context_norm)
-        return local + self._drop_per_clip(update.view(local.shape))
+        local = local + self._drop_per_clip(update.view(local.shape))
+        return local if front is None else torch.cat((front, local), dim=2)
 
     def _exchange_attention(self) -> Attention:
         return self.exchange_attn if self.share_attention == "none" else self.local_attn

@@ -1,7 +1,7 @@
 """The representative-token exchange by the CUDA kernels.
 
 Letters: B clips, G groups of M rows (G / B groups a clip), C channels, H heads, K representative tokens a clip,
-J = H·K. Where ``x`` is of 16 bits, so are the operands of matrix products, whatever the dtype of the keys.
+J = H·K. Operands of matrix products are of the dtype of ``x``, whatever the ``operand_dtype`` and that of the keys.
 """
 
 from __future__ import annotations
@@ -98,16 +98,19 @@ def forward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
+    front: int,
 ) -> Tensor:
-    """The `cuda` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
-    out = x.new_empty(x.shape)
+    """The `cuda` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with what
+    is in front left to be filled."""
+    out = x.new_empty((x.shape[0], front + x.shape[1], x.shape[2]))
     if x.numel() == 0:
         return out
     x, padding = device.aligned_rows(x), Padding.of(keys.shape[1], num_heads)
     inputs = _inputs(padding, x, keys, key_bias, values, out_bias, row_scale)
     with on_device(x.device):
         device.library().cuda_exchange_forward(
-            describe(x), tuple(map(address, inputs)), out.data_ptr(), _shape(x, keys, padding), eps,
+            describe(x), tuple(map(address, inputs)), out.data_ptr(), front, _shape(x, keys, padding), eps,
             device.stream(x.device),
         )  # fmt: skip
     return out
@@ -123,6 +126,7 @@ def backward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `cuda` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
     grad_x = x.new_empty(x.shape)

@@ -31,17 +31,21 @@ def forward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
+    front: int,
 ) -> Tensor:
-    """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
+    """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with what
+    is in front left to be filled. Operands of products are in the dtype computed in, whatever ``operand_dtype``."""
     native.check_place("x", x)
     x = rows_contiguous(x)
     groups, rows, channels = x.shape
-    out = x.new_empty(groups, rows, channels)
+    out = x.new_empty(groups, front + rows, channels)
     compute = compute_dtype(x)
     inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
     native.library().exchange_forward(
-        _shape(x, keys, num_heads), describe(x), *map(address, inputs), out.data_ptr(), eps, torch.get_num_threads()
-    )
+        _shape(x, keys, num_heads), describe(x), *map(address, inputs), out.data_ptr(), front, eps,
+        torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -55,6 +59,7 @@ def backward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `cpu` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
     native.check_place("x", x)

@@ -6,6 +6,7 @@ tokens a clip, J = H·K.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,21 +21,26 @@ def exchange_rows(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    front: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """``x + row_scale · (softmax_h(u · keysᵀ + key_bias) · values + out_bias)`` with ``u = (x - mean) / deviation``.
 
     ``x`` (G, M, C); ``keys`` and ``values`` (B, J, C) and ``key_bias`` (B, J), a head's K columns side by side;
     ``out_bias`` (C,); ``row_scale`` (B,) or None for 1. Every step runs in the dtype of ``keys``, and the sum is in
-    that of ``x``. Differentiable.
+    that of ``x``, contiguous, behind the rows ``front`` (G, F, C) of each group. Differentiable. ``operand_dtype``, to which a
+    kernel may round operands of products, is not made use of.
     """
     rows = _by_clip(x, keys)
-    unit = F.layer_norm(rows.to(keys.dtype), x.shape[-1:], eps=eps)
-    update = _probabilities(unit, keys, key_bias, num_heads) @ values + out_bias
-    if row_scale is not None:
-        update = update * row_scale.to(update.dtype)[:, None, None]
-    return (rows + update.to(x.dtype)).reshape(x.shape)
+    with without_autocast(x.device.type):
+        unit = F.layer_norm(rows.to(keys.dtype), x.shape[-1:], eps=eps)
+        update = _probabilities(unit, keys, key_bias, num_heads) @ values + out_bias
+        if row_scale is not None:
+            update = update * row_scale.to(update.dtype)[:, None, None]
+        out = (rows + update.to(x.dtype)).reshape(x.shape)
+    return out.contiguous() if front is None else torch.cat((front, out), dim=1)
 
 
 def forward(
@@ -46,10 +52,12 @@ def forward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
+    front: int,
 ) -> Tensor:
-    """The `eager` backend's forward, contiguous."""
-    with without_autocast(x.device.type):
-        return exchange_rows(x, keys, key_bias, values, out_bias, row_scale, num_heads, eps).contiguous()
+    """The `eager` backend's forward, contiguous; ``front`` rows before each group's are left to be filled."""
+    space = x.new_empty((x.shape[0], front, x.shape[2])) if front else None
+    return exchange_rows(x, keys, key_bias, values, out_bias, row_scale, space, num_heads, eps)
 
 
 def backward(
@@ -62,6 +70,7 @@ def backward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``, contiguous; differentiable."""
     with without_autocast(x.device.type):

@@ -106,7 +106,7 @@ def compile_exchange(
     layout = exchange.layout(channels, num_heads * tokens, num_heads)
     shape = (layout["HP"] * layout["KP"], _ITEMSIZE[dtype])
     launches = [
-        (exchange_kernels.exchange_forward, exchange.tile_forward(*shape), {}),
+        (exchange_kernels.exchange_forward, exchange.tile_forward(*shape), {"FRONT": 1}),
         (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*shape), {}),
         (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*shape), {"SPLITS": splits}),
     ]

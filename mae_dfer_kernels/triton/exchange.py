@@ -2,8 +2,9 @@
 
 Letters: B clips, G groups of M rows (G / B groups a clip), C channels, H heads, K representative tokens a clip,
 J = H·K. float32, bfloat16 and float16; sums, statistics and softmax in float32; no atomic additions, so that two runs
-agree bit for bit. Where ``x`` is of 16 bits, so are the operands of matrix products, whatever the dtype of the keys:
-the tensor cores' rate is worth more here than digits that the residual stream does not keep.
+agree bit for bit. Operands of matrix products are rounded to ``operand_dtype``, whatever the dtypes of ``x`` and of the
+keys: where that is of 16 bits, the tensor cores' rate is worth more than digits that autocast or the residual stream
+does not keep.
 
 The backward is two kernels. The first owns rows and leaves P and dS, J numbers a row each; the second owns pairs and
 channels, and sums over the rows of a clip. For that it reads the inputs again and normalises them again: to have the
@@ -115,13 +116,16 @@ def forward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
+    front: int,
 ) -> Tensor:
-    """The `triton` backend's forward; ``x`` (G, M, C) of any strides, the result contiguous."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    """The `triton` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with
+    what is in front left to be filled."""
+    out = torch.empty((x.shape[0], front + x.shape[1], x.shape[2]), dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
     x = with_dense_rows(x)
-    keys, values = (tensor.to(operand_dtype(x, keys)).contiguous() for tensor in (keys, values))
+    keys, values = (tensor.to(operand_dtype).contiguous() for tensor in (keys, values))
     key_bias, out_bias = key_bias.contiguous(), out_bias.contiguous()
     clips, clip_rows = keys.shape[0], x.shape[0] * x.shape[1] // keys.shape[0]
     sizes = layout(x.shape[2], keys.shape[1], num_heads)
@@ -129,7 +133,7 @@ def forward(
     with on_device(x.device):
         kernels.exchange_forward[(clips * -(-clip_rows // tile.rows),)](
             x, keys, key_bias, values, out_bias, _scale(row_scale, out_bias), out, x.stride(0), x.stride(1),
-            clip_rows, x.shape[1], eps, **sizes, **constants(tile, row_scale is not None),
+            clip_rows, x.shape[1], eps, FRONT=front, **sizes, **constants(tile, row_scale is not None),
             **compile_options(tile.num_warps),
         )  # fmt: skip
     return out
@@ -145,6 +149,7 @@ def backward(
     row_scale: Tensor | None,
     num_heads: int,
     eps: float,
+    operand_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `triton` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -152,7 +157,7 @@ def backward(
         return grad_x, *(torch.zeros_like(tensor).contiguous() for tensor in (keys, key_bias, values, out_bias))
     x, grad_out = with_dense_rows(x), with_dense_rows(grad_out)
     given, key_bias = (keys, key_bias, values), key_bias.contiguous()
-    keys, values = (tensor.to(operand_dtype(x, keys)).contiguous() for tensor in (keys, values))
+    keys, values = (tensor.to(operand_dtype).contiguous() for tensor in (keys, values))
     (clips, pairs, channels), num_rows = keys.shape, x.shape[0] * x.shape[1]
     sizes, itemsize = layout(channels, pairs, num_heads), keys.element_size()
     columns = sizes["HP"] * sizes["KP"]
@@ -189,11 +194,6 @@ def backward(
             grad.sum(0).to(tensor.dtype) for grad, tensor in zip(grads, given, strict=True)
         )
     return grad_x, grad_keys, grad_key_bias, grad_values, grad_out_bias.sum((0, 1)).to(out_bias.dtype)
-
-
-def operand_dtype(x: Tensor, keys: Tensor) -> torch.dtype:
-    """The dtype of matrix products' operands."""
-    return keys.dtype if x.dtype == torch.float32 else x.dtype
 
 
 def constants(tile: Tile, scaled: bool) -> dict[str, int | bool]:

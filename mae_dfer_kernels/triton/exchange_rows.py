@@ -68,9 +68,11 @@ def _softmax(b_s, ROWS: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr):
 def exchange_forward(
     p_x, p_keys, p_key_bias, p_values, p_out_bias, p_scale, p_out, stride_x_group, stride_x_row, clip_rows,
     rows_per_group, eps, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr,
-    ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr,
+    FRONT: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """out = x + scale · (softmax(u · keysᵀ + key_bias) · values + out_bias). Grid: (B * ceil(L / ROWS),)."""
+    """out = x + scale · (softmax(u · keysᵀ + key_bias) · values + out_bias), behind FRONT rows of each group.
+    Grid: (B * ceil(L / ROWS),).
+    """
     tiles = tl.cdiv(clip_rows, ROWS)
     clip = tl.program_id(0) // tiles
     o_tile = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
@@ -96,7 +98,7 @@ def exchange_forward(
 
     b_p = cast(b_p, p_values.dtype.element_ty)
     scale = tl.load(p_scale + clip).to(tl.float32) if SCALED else 1.0
-    o_out = o_row.to(tl.int64) * C
+    o_out = (o_row + (o_row // rows_per_group + 1) * FRONT).to(tl.int64) * C
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
         b_values = _load(p_values, pair * C, m_pair, o_channel, C)
