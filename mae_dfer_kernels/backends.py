@@ -138,7 +138,7 @@ def status() -> list[tuple[str, bool, str]]:
     return rows
 
 
-# Fastest first. On GPUs nothing has been measured yet: Triton's kernels come first, as they are tuned by its compiler.
+# Fastest first.
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
@@ -153,13 +153,19 @@ def _choose_fastest(op: str, *problem: Any) -> str:
         _warn_once(f"no fused {op} for device {device!r}")
         return "eager"
     reasons = []
-    for name in _PREFERENCE[device]:
+    for name in _PREFERENCE[device][:: -1 if _trains_attention(op, problem[0]) else 1]:
         reason = unavailable(op, name, *problem)
         if reason is None:
             return name
         reasons.append(f"the {name} backend of {op} cannot run: {reason}")
     _warn_once("; ".join(reasons))
     return "eager"
+
+
+def _trains_attention(op: str, x: torch.Tensor) -> bool:
+    """Whether this is attention in 16 bits whose gradient will be asked for: on an H100, B = 32 and S = 101, it takes
+    39 µs forward and 132 µs backward by Triton, 50 and 100 in CUDA C++."""
+    return op == "region_attention" and x.element_size() == 2 and x.requires_grad and torch.is_grad_enabled()
 
 
 _warned: set[str] = set()

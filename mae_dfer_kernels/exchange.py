@@ -183,10 +183,8 @@ def exchange(
 
     Returns:
         The shape (with ``front``, (B, …, F + M, C)) and dtype of ``local``, contiguous. Under autocast too; there the
-        plain form's projections run in autocast's dtype, while the absorbed form's are in float32 (float64 for
-        float64) always: they are of a clip's few representative tokens, and their rounding would reach every local
-        token. Products with local tokens take operands in 16 bits where ``local`` or autocast has them, if the backend
-        is faster by it: on a GPU.
+        plain form's projections run in autocast's dtype. The absorbed form multiplies in 16 bits on a GPU, where
+        ``local`` or autocast has them; on a CPU it is in float32 (float64 for float64) always.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -212,11 +210,12 @@ def exchange(
     if form == "plain":
         rows = _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
         return rows if front is None else torch.cat((front, rows), dim=-2)
-    wide = compute_dtype(local)
-    weights = weights.to(wide)
-    with without_autocast(local.device.type):
-        absorbed = absorb(context.to(wide), weights, num_heads)
     operand_dtype = autocast_dtype(local) if local.dtype == torch.float32 else local.dtype
+    # On a GPU their kernels would take longer in float32 than the rest of the exchange.
+    absorbing = operand_dtype if local.is_cuda else compute_dtype(local)
+    weights = weights.to(absorbing)
+    with without_autocast(local.device.type):
+        absorbed = absorb(context.to(absorbing), weights, num_heads)
     options = (num_heads, eps, operand_dtype, backend)
     return _exchange_rows(local, (*absorbed, weights.proj_bias), scale, front, options)
 
@@ -355,11 +354,11 @@ def _check_front(name: str, front: Any, main_name: str, main: Tensor) -> None:
         raise TypeError(f"{name} must have the dtype of {main_name}, {main.dtype}, got {front.dtype}")
 
 
-def _check_forward(*inputs: Any) -> None:
-    *given, front, num_heads, eps, operand_dtype = inputs
-    _check_rows(*given, num_heads, eps, operand_dtype)
+def _check_forward(x: Tensor, *rest: Any) -> None:
+    front = rest[5]
+    _check_rows(x, *rest[:5], *rest[6:])
     if front is not None:
-        _check_front("front", front, "x", given[0])
+        _check_front("front", front, "x", x)
 
 
 def _check_rows(
@@ -392,13 +391,15 @@ def _check_rows(
     for name, tensor, letters, shape in vectors:
         check_companion(name, tensor, "x", x)
         check_shape(name, tensor, letters, shape)
-        if tensor.dtype != compute_dtype(x):
-            raise TypeError(f"{name} must be {compute_dtype(x)} for this x, got {tensor.dtype}")
+        if tensor.dtype != compute_dtype(x) and tensor.dtype != operand_dtype:
+            raise TypeError(f"{name} must be {compute_dtype(x)} for this x, or {operand_dtype}, got {tensor.dtype}")
     if row_scale is not None:
         check_companion("row_scale", row_scale, "x", x)
         check_shape("row_scale", row_scale, "(B,)", (clips,))
     if operand_dtype not in DTYPES or (operand_dtype == torch.float64) != (x.dtype == torch.float64):
-        raise TypeError(f"operand_dtype must be float32, bfloat16 or float16 (float64 for float64), got {operand_dtype}")
+        raise TypeError(
+            f"operand_dtype must be float32, bfloat16 or float16 (float64 for float64), got {operand_dtype}"
+        )
 
 
 def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> None:

@@ -192,7 +192,7 @@ def test_rows_of_a_clip_split_among_programs(monkeypatch):
     """The last kernel's sums in one part, in two parts of unequal size, and in more."""
     inputs = make_inputs(Case(1, 5, 8, 24, 2, 5, FP32, FP32))
     tiles = 3
-    assert -(-40 // exchange.tile_backward_pairs(16, 4).rows) == tiles
+    assert -(-40 // exchange.tile_backward_pairs(16, 4, 4).rows) == tiles
     for programs in (1, 2, tiles):
         monkeypatch.setattr(exchange, "_PAIRS_PROGRAMS", programs)
         assert_within_twice_eager(inputs)

@@ -30,8 +30,8 @@ def exchange_rows(
 
     ``x`` (G, M, C); ``keys`` and ``values`` (B, J, C) and ``key_bias`` (B, J), a head's K columns side by side;
     ``out_bias`` (C,); ``row_scale`` (B,) or None for 1. Every step runs in the dtype of ``keys``, and the sum is in
-    that of ``x``, contiguous, behind the rows ``front`` (G, F, C) of each group. Differentiable. ``operand_dtype``, to which a
-    kernel may round operands of products, is not made use of.
+    that of ``x``, contiguous, behind the rows ``front`` (G, F, C) of each group. Differentiable. Of
+    ``operand_dtype``, to which a kernel may round operands of products, no use is made.
     """
     rows = _by_clip(x, keys)
     with without_autocast(x.device.type):

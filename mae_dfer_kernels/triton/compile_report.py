@@ -104,16 +104,18 @@ def compile_exchange(
     """
     stream = dict.fromkeys(("p_x", "p_out", "p_grad_out", "p_grad_x"), f"*{stream_dtype or dtype}")
     layout = exchange.layout(channels, num_heads * tokens, num_heads)
-    shape = (layout["HP"] * layout["KP"], _ITEMSIZE[dtype])
+    shape = (layout["HP"] * layout["KP"], _ITEMSIZE[dtype], _ITEMSIZE[stream_dtype or dtype])
+    new = capability >= 90
     launches = [
         (exchange_kernels.exchange_forward, exchange.tile_forward(*shape), {"FRONT": 1}),
-        (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*shape), {}),
-        (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*shape), {"SPLITS": splits}),
+        (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*shape, new), {}),
+        (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*shape, new), {"SPLITS": splits}),
     ]
     return [
         _compile(
-            kernel, dtype, capability, {**layout, **exchange.constants(tile, scaled), **more}, tile.num_warps, stream
-        )
+            kernel, dtype, capability, {**layout, **exchange.constants(tile, scaled), **more}, tile.num_warps, stream,
+            tile.num_stages,
+        )  # fmt: skip
         for kernel, tile, more in launches
     ]
 
@@ -152,6 +154,7 @@ def _compile(
     constants: dict[str, int | bool],
     num_warps: int,
     types: dict[str, str] | None = None,
+    num_stages: int = 2,
 ) -> Resources:
     """`types` are those of parameters that are pointers to something else than `dtype`."""
     defaults = {name: "i32" if name.startswith("stride_") else f"*{dtype}" for name in kernel.arg_names}
@@ -166,7 +169,7 @@ def _compile(
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options=compile_options(num_warps),
+        options=compile_options(num_warps, num_stages),
     )
     registers, stack = _read_resources(compiled.asm["cubin"])
     return Resources(kernel.__name__, registers, stack, compiled.metadata.shared)

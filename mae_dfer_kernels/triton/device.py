@@ -42,9 +42,15 @@ def unavailable(device: torch.device) -> str | None:
     return unsuitable(device)
 
 
-def compile_options(num_warps: int) -> dict[str, Any]:
+def compile_options(num_warps: int, num_stages: int = 2) -> dict[str, Any]:
     """Options of every kernel here. Fusing multiply and add is said aloud: Triton's default changes."""
-    return {"num_warps": num_warps, "num_stages": 2, "enable_fp_fusion": True}
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+def is_hopper_or_newer(device: torch.device) -> bool:
+    """Whether products leave more registers free than an A100's, whose operands wait in them. True of the interpreter,
+    which has no end of them."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def with_dense_rows(tensor: Tensor) -> Tensor:

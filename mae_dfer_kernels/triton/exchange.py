@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.triton import device
-from mae_dfer_kernels.triton.device import compile_options, with_dense_rows
+from mae_dfer_kernels.triton.device import compile_options, is_hopper_or_newer, with_dense_rows
 
 if device.IMPORT_ERROR is None:
     from mae_dfer_kernels.triton import exchange_rows as kernels
@@ -34,16 +34,18 @@ _PAIRS_PROGRAMS = 256
 class Tile(NamedTuple):
     """Settings of a kernel: `rows` rows, `chunk` channels a step; `pairs` columns where a program owns but some.
 
-    Chosen from compiled code, not yet from timings: of the settings free of spilled registers on compute capability
-    8.0, 9.0 and 10.0 at the base model's shapes in 16-bit types, those with most rows, so that keys and values are
-    read seldom. Above 512 columns, and in float32 above 256, `exchange_backward_rows` spills. Shared memory stays
-    under the 99 KiB that the smallest of the supported GPUs gives a program.
+    With 16-bit operands and up to 64 columns, the fastest on an H100 (B = 32 of the base model) of those that spill no
+    registers on compute capability 8.0, 9.0 and 10.0. The others are chosen from compiled code, not yet from timings:
+    of the settings free of spilled registers, those with most rows, so that keys and values are read seldom. Above 512
+    columns, and in float32 above 256, `exchange_backward_rows` spills. Shared memory stays under the 99 KiB that the
+    smallest of the supported GPUs gives a program.
     """
 
     rows: int
     chunk: int
     num_warps: int
     pairs: int = 0
+    num_stages: int = 2
 
 
 def unavailable(x: Tensor, pairs: int) -> str | None:
@@ -73,33 +75,39 @@ def layout(channels: int, pairs: int, num_heads: int) -> dict[str, int]:
     return {"C": channels, "H": num_heads, "K": tokens, "HP": heads, "KP": token_columns}
 
 
-def tile_forward(columns: int, itemsize: int) -> Tile:
-    """Settings of `exchange_forward` for HP·KP ``columns`` and keys of ``itemsize`` bytes.
-
-    Registers at 64 columns in bfloat16 on sm_80 / 90 / 100 with Triton 3.8: 159 / 122 / 120.
-    """
+def tile_forward(columns: int, itemsize: int, stream_itemsize: int) -> Tile:
+    """Settings of `exchange_forward` for HP·KP ``columns``, operands of ``itemsize`` bytes and rows of others."""
     if itemsize == 4:
         return Tile(32, 32, num_warps=8) if columns <= 64 else Tile(16, _narrow(columns), num_warps=8)
     if columns <= 64:
-        return Tile(64, 64, num_warps=4)
+        rows, num_warps = (64, 4) if stream_itemsize == 2 else (32, 8)
+        return Tile(rows, 64, num_warps, num_stages=3)
     if columns <= 256:
         return Tile(64, 64 if columns <= 128 else 32, num_warps=8)
     return Tile(16, 32 if columns <= 512 else 16, num_warps=8)
 
 
-def tile_backward_rows(columns: int, itemsize: int) -> Tile:
-    """Settings of `exchange_backward_rows`. Registers as above: 174 / 107 / 113."""
+def tile_backward_rows(columns: int, itemsize: int, stream_itemsize: int, new: bool = True) -> Tile:
+    """Settings of `exchange_backward_rows`; ``new``: `is_hopper_or_newer`."""
     if itemsize == 4:
         return Tile(16, _narrow(columns), num_warps=8)
-    if columns <= 256:
-        return Tile(64 if columns <= 64 else 32, 32, num_warps=8)
-    return Tile(16, 16, num_warps=8)
+    if columns <= 64 and not new:
+        return Tile(64, 32, num_warps=8)
+    if columns <= 64:
+        return Tile(64 if stream_itemsize == 2 else 32, 64, num_warps=4, num_stages=3)
+    return Tile(32, 32, num_warps=8) if columns <= 256 else Tile(16, 16, num_warps=8)
 
 
-def tile_backward_pairs(columns: int, itemsize: int) -> Tile:
-    """Settings of `exchange_backward_pairs`. Registers as above: 252 / 156 / 106."""
+def tile_backward_pairs(columns: int, itemsize: int, stream_itemsize: int, new: bool = True) -> Tile:
+    """Settings of `exchange_backward_pairs`; ``new`` as above."""
     pairs = min(columns, 64)
-    return Tile(16, 32, num_warps=8, pairs=pairs) if itemsize == 4 else Tile(32, 64, num_warps=4, pairs=pairs)
+    if itemsize == 4:
+        return Tile(16, 32, num_warps=8, pairs=pairs)
+    if not new:
+        return Tile(32, 64, num_warps=4, pairs=pairs)
+    if stream_itemsize == 2:
+        return Tile(64, 64, num_warps=4, pairs=pairs, num_stages=3)
+    return Tile(32, 128, num_warps=4, pairs=pairs)
 
 
 def _narrow(columns: int) -> int:
@@ -129,12 +137,12 @@ def forward(
     key_bias, out_bias = key_bias.contiguous(), out_bias.contiguous()
     clips, clip_rows = keys.shape[0], x.shape[0] * x.shape[1] // keys.shape[0]
     sizes = layout(x.shape[2], keys.shape[1], num_heads)
-    tile = tile_forward(sizes["HP"] * sizes["KP"], keys.element_size())
+    tile = tile_forward(sizes["HP"] * sizes["KP"], keys.element_size(), x.element_size())
     with on_device(x.device):
         kernels.exchange_forward[(clips * -(-clip_rows // tile.rows),)](
             x, keys, key_bias, values, out_bias, _scale(row_scale, out_bias), out, x.stride(0), x.stride(1),
             clip_rows, x.shape[1], eps, FRONT=front, **sizes, **constants(tile, row_scale is not None),
-            **compile_options(tile.num_warps),
+            **options(tile),
         )  # fmt: skip
     return out
 
@@ -160,19 +168,19 @@ def backward(
     keys, values = (tensor.to(operand_dtype).contiguous() for tensor in (keys, values))
     (clips, pairs, channels), num_rows = keys.shape, x.shape[0] * x.shape[1]
     sizes, itemsize = layout(channels, pairs, num_heads), keys.element_size()
-    columns = sizes["HP"] * sizes["KP"]
+    columns, new = sizes["HP"] * sizes["KP"], is_hopper_or_newer(x.device)
     probs, grad_scores = torch.empty((2, num_rows, columns), dtype=keys.dtype, device=x.device)
     statistics = torch.empty((num_rows, 2), dtype=torch.float32, device=x.device)
     strides = (grad_out.stride(0), grad_out.stride(1), x.stride(0), x.stride(1))
     scale, scaled = _scale(row_scale, statistics), row_scale is not None
-    tile = tile_backward_rows(columns, itemsize)
+    tile = tile_backward_rows(columns, itemsize, x.element_size(), new)
     clip_rows = num_rows // clips
     with on_device(x.device):
         kernels.exchange_backward_rows[(clips * -(-clip_rows // tile.rows),)](
             grad_out, x, keys, key_bias, values, scale, grad_x, probs, grad_scores, statistics, *strides,
-            clip_rows, x.shape[1], eps, **sizes, **constants(tile, scaled), **compile_options(tile.num_warps),
+            clip_rows, x.shape[1], eps, **sizes, **constants(tile, scaled), **options(tile),
         )  # fmt: skip
-    tile = tile_backward_pairs(columns, itemsize)
+    tile = tile_backward_pairs(columns, itemsize, x.element_size(), new)
     programs = clips * (columns // tile.pairs) * -(-channels // tile.chunk)
     splits = min(-(-_PAIRS_PROGRAMS // programs), -(-clip_rows // tile.rows))
     # Parts of a sum stay in float32 until they are added.
@@ -185,7 +193,7 @@ def backward(
     with on_device(x.device):
         kernels.exchange_backward_pairs[(splits * programs,)](
             grad_out, x, scale, probs, grad_scores, statistics, *grads, grad_out_bias, *strides, clips, clip_rows,
-            x.shape[1], **sizes, **constants(tile, scaled), SPLITS=splits, **compile_options(tile.num_warps),
+            x.shape[1], **sizes, **constants(tile, scaled), SPLITS=splits, **options(tile),
         )  # fmt: skip
     if splits == 1:
         grad_keys, grad_key_bias, grad_values = (grad[0] for grad in grads)
@@ -194,6 +202,10 @@ def backward(
             grad.sum(0).to(tensor.dtype) for grad, tensor in zip(grads, given, strict=True)
         )
     return grad_x, grad_keys, grad_key_bias, grad_values, grad_out_bias.sum((0, 1)).to(out_bias.dtype)
+
+
+def options(tile: Tile) -> dict[str, int | bool]:
+    return compile_options(tile.num_warps, tile.num_stages)
 
 
 def constants(tile: Tile, scaled: bool) -> dict[str, int | bool]:

@@ -1,10 +1,10 @@
 """Launch settings of the region attention kernels: which kernel runs a shape, with which tiles and warps.
 
-Chosen from compiled code, not yet from timings: of the settings that keep 16-bit kernels free of spilled
-registers on compute capability 8.0, 9.0 and 10.0 (``python -m mae_dfer_kernels.triton.compile_report`` prints
-the numbers), those that leave room for most warps on a multiprocessor. In float32 some shapes spill 8 to 32
-bytes, and dq at D = 128 with S <= 16 spills 4 KB. Shared memory stays under the 99 KiB that the smallest of
-the supported GPUs gives a program.
+For 16-bit tiles, the fastest on an H100 of those that keep kernels free of spilled registers on compute capability 8.0,
+9.0 and 10.0 (``python -m mae_dfer_kernels.triton.compile_report`` prints the numbers). The others are chosen from
+compiled code, not yet from timings: those that leave room for most warps on a multiprocessor. In float32 some shapes
+spill 8 to 32 bytes, and dq at D = 128 with S <= 16 spills 4 KB. Shared memory stays under the 99 KiB that the smallest
+of the supported GPUs gives a program.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def tile_block(tokens: int, head_dim: int, itemsize: int) -> int | None:
 def tile_forward(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Tile | None:
     """Settings of `forward_tile`, or None where the loop kernel is to run.
 
-    Registers at D = 64 in bfloat16 on sm_80 / 90 / 100 with Triton 3.9: 124 / 87 / 72 at S = 11, at most
-    105 / 74 / 53 at S = 41 and 51, 146 / 126 / 93 at S = 101.
+    Registers at D = 64 in bfloat16 on sm_80 / 90 / 100 with Triton 3.8: 124 / 80 / 56 at S = 11, 90 / 74 / 55 at
+    S = 41 and 51, 234 / 167 / 148 at S = 101.
     """
     if tile_block(tokens, head_dim, itemsize) is None:
         return None
@@ -59,19 +59,21 @@ def tile_forward(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Ti
     # float32 products run on the plain arithmetic units, whose operands wait in registers.
     if itemsize == 4:
         return Tile(block, regions, chunk=16, num_warps=8)
-    return Tile(block, regions, chunk=min(block, 64), num_warps=4)
+    return Tile(block, regions, chunk=min(block, 64) if dropout else block, num_warps=4)
 
 
 def tile_backward(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> Tile | None:
     """Settings of `backward_tile`, or None where the loop kernels are to run.
 
-    Chunks of 16 queries, because dk and dv of the whole tile wait in registers meanwhile. Registers as above:
-    168 / 126 / 78 at S = 11, 162 / 122 / 64 at S = 41 and 51, 213 / 123 / 66 at S = 101.
+    Of 128 rows a few queries at a time, because dk and dv of the whole tile wait in registers meanwhile. Registers as
+    above: 199 / 150 / 80 at S = 11, 41 and 51, 255 / 255 / 162 at S = 101.
     """
     if tile_block(tokens, head_dim, itemsize) is None:
         return None
     block, regions = _pack(tokens, head_dim, itemsize, dropout)
-    return Tile(block, regions, chunk=16, num_warps=8 if block == 128 or itemsize == 4 else 4)
+    if itemsize == 4 or (dropout and block == 128):
+        return Tile(block, regions, chunk=16, num_warps=8)
+    return Tile(block, regions, chunk=32 if block == 128 else block, num_warps=4)
 
 
 def _pack(tokens: int, head_dim: int, itemsize: int, dropout: bool) -> tuple[int, int]:
