@@ -83,8 +83,8 @@ void residual_layer_norm_forward(const RowsArgument& x, const RowsArgument& upda
   mae_dfer::cpu::residual_layer_norm_forward(problem);
 }
 
-void residual_layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_normed, uintptr_t sum,
-                                  int dtype, uintptr_t row_scale, uintptr_t weight, uintptr_t grad_x,
+void residual_layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_normed,
+                                  const RowsArgument& sum, uintptr_t row_scale, uintptr_t weight, uintptr_t grad_x,
                                   uintptr_t grad_update, int update_dtype, uintptr_t partial_sums, int64_t groups,
                                   int64_t group_rows, int64_t channels, double eps, int threads) {
   ResidualLayerNorm problem;
@@ -93,11 +93,11 @@ void residual_layer_norm_backward(const RowsArgument& grad_sum, const RowsArgume
   problem.channels = channels;
   problem.eps = eps;
   problem.threads = threads;
-  problem.x.dtype = problem.normed_dtype = static_cast<DType>(dtype);
+  problem.x = rows(sum);
+  problem.normed_dtype = problem.x.dtype;
   problem.update.dtype = static_cast<DType>(update_dtype);
   problem.row_scale = input(row_scale);
   problem.weight = input(weight);
-  problem.sum = output(sum);
   problem.grad_sum = rows(grad_sum);
   problem.grad_normed = rows(grad_normed);
   problem.grad_x = output(grad_x);

@@ -45,13 +45,12 @@ void ResidualLayerNorm::check(bool backward) const {
   }
   if (empty()) return;
   require(weight != nullptr, "weight has no memory: its storage was freed");
-  require(sum != nullptr, "the sum has no memory: its storage was freed");
+  require(x.data != nullptr, "x has no memory: its storage was freed");
   if (backward) {
     require(grad_normed.data != nullptr, "grad_normed has no memory: its storage was freed");
     require(grad_x != nullptr && partial_sums != nullptr, "a result has no memory");
   } else {
-    require(x.data != nullptr, "x has no memory: its storage was freed");
-    require(update.data != nullptr, "update has no memory: its storage was freed");
+    require((update.data != nullptr) == (sum != nullptr), "update or the sum has no memory: its storage was freed");
     require(bias != nullptr, "bias has no memory: its storage was freed");
     require(normed != nullptr, "a result has no memory");
   }

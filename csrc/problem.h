@@ -45,18 +45,18 @@ struct StridedRows {
 };
 
 // sum = x + row_scale · update, and normed = LayerNorm(sum) · weight + bias, for G groups of M rows of C channels.
-// What is not `StridedRows` is contiguous.
+// Without an update the sum is x, and not written. What is not `StridedRows` is contiguous.
 struct ResidualLayerNorm {
   int64_t groups = 0;
   int64_t rows = 0;
   int64_t channels = 0;
   double eps = 0.0;
-  StridedRows x;                           // forward only, but for its dtype, which is that of `sum` and of its gradient
-  StridedRows update;                      // forward only, but for its dtype
+  StridedRows x;                           // in the backward the sum; its dtype is that of `sum` and of its gradient
+  StridedRows update;                      // forward only, but for its dtype; no data: nothing is added
   const void* row_scale = nullptr;  // (G,) in the type computed in, or null for 1
   const void* weight = nullptr;     // (C,) in the type computed in: float64 where x is, else float32
   const void* bias = nullptr;       // forward only
-  void* sum = nullptr;              // (G, M, C); what the backward reads
+  void* sum = nullptr;              // (G, M, C), forward only, as the next; null without an update
   void* normed = nullptr;           // (G, M, C) of normed_dtype
   DType normed_dtype = DType::float32;
   StridedRows grad_sum;                    // backward from here on; no data: zero

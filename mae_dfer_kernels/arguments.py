@@ -66,6 +66,45 @@ def check_parameter(
         )
 
 
+def check_rows(name: str, x: Any) -> None:
+    """Rows of channels, (…, M, C)."""
+    check_tensor(name, x)
+    if x.dim() < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
+
+
+def check_groups(name: str, x: Any) -> None:
+    """Rows of channels as registered functions are given them, (G, M, C)."""
+    check_rows(name, x)
+    if x.dim() != 3:
+        raise ValueError(f"{name} must have shape (G, M, C), got {tuple(x.shape)}")
+
+
+def check_like(name: str, tensor: Any, main_name: str, main: Tensor) -> None:
+    """A tensor that is worked on together with ``main``, and of its shape."""
+    check_companion(name, tensor, main_name, main)
+    if tensor.shape != main.shape:
+        raise ValueError(f"{name} must have the shape of {main_name}, {tuple(main.shape)}, got {tuple(tensor.shape)}")
+
+
+def check_affine(x: Tensor, weight: Any, bias: Any) -> None:
+    """Weight and bias of a LayerNorm of ``x`` (…, C)."""
+    shape = (x.shape[-1],)
+    if alike(weight, x) and alike(bias, x) and weight.shape == shape == bias.shape:
+        return
+    check_parameter("weight", weight, "x", x, "(C,)", shape)
+    check_parameter("bias", bias, "x", x, "(C,)", shape)
+    if weight.dtype != bias.dtype:
+        raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
+
+
+def check_result_dtype(name: str, dtype: Any, x: Tensor) -> None:
+    """A dtype that what is made of ``x`` can have."""
+    right = isinstance(dtype, torch.dtype) and dtype in DTYPES
+    if not right or (dtype == torch.float64) != (x.dtype == torch.float64):
+        raise TypeError(f"{name} must be float32, bfloat16 or float16 (float64 for float64), got {dtype!r}")
+
+
 def compute_dtype(main: Tensor) -> torch.dtype:
     """What the operators compute in: float64 for float64, else float32."""
     return torch.float64 if main.dtype == torch.float64 else torch.float32

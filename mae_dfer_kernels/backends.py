@@ -26,6 +26,8 @@ NAMES = ("eager", "cpu", "triton", "cuda")
 # Triton is imported when it is first asked for.
 _MODULES = {
     "exchange": {"eager": reference_exchange, "cpu": native_exchange},
+    # With nothing to add.
+    "layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
     "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
 }
@@ -33,6 +35,7 @@ _MODULES = {
 # Operators without kernels of that kind are not here.
 _CUDA_MODULES = {
     "exchange": cuda_exchange,
+    "layer_norm": cuda_residual_layer_norm,
     "region_attention": cuda_region_attention,
     "residual_layer_norm": cuda_residual_layer_norm,
 }
@@ -53,6 +56,7 @@ def module(op: str, backend: str) -> ModuleType:
 
         return {
             "exchange": exchange,
+            "layer_norm": residual_layer_norm,
             "region_attention": region_attention,
             "residual_layer_norm": residual_layer_norm,
         }[op]

@@ -60,10 +60,11 @@ def _exchange_backward_flops(
     return 5 * exchange_matmul_flops(x_shape, keys_shape)
 
 
-@register_flop_formula(
-    [torch.ops.mae_dfer_kernels.residual_layer_norm, torch.ops.mae_dfer_kernels.residual_layer_norm_backward]
-)
-def _residual_layer_norm_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+@register_flop_formula([
+    torch.ops.mae_dfer_kernels.layer_norm, torch.ops.mae_dfer_kernels.layer_norm_backward,
+    torch.ops.mae_dfer_kernels.residual_layer_norm, torch.ops.mae_dfer_kernels.residual_layer_norm_backward,
+])  # fmt: skip
+def _layer_norm_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
     """Nothing, as for torch's own LayerNorm and additions: there is no matmul in it."""
     return 0
 

@@ -13,15 +13,17 @@ from torch import Tensor
 
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import (
-    DTYPES,
-    alike,
+    check_affine,
     check_backend,
     check_companion,
     check_eps,
+    check_groups,
+    check_like,
     check_parameter,
+    check_result_dtype,
     check_row_scale,
+    check_rows,
     check_shape,
-    check_tensor,
 )
 from mae_dfer_kernels.calls import Operator, call, call_without_gradient
 from mae_dfer_kernels.reference import residual_layer_norm as reference
@@ -226,11 +228,11 @@ def residual_layer_norm(
         ValueError: an argument's value, shape or device does not fit; the message names it.
         BackendUnavailable: the backend that was asked for cannot run this call.
     """
-    _check_x("x", x)
-    _check_rows("update", update, "x", x)
-    _check_affine(x, weight, bias)
+    check_rows("x", x)
+    check_like("update", update, "x", x)
+    check_affine(x, weight, bias)
     out_dtype = x.dtype if out_dtype is None else out_dtype
-    _check_dtype("out_dtype", out_dtype, x)
+    check_result_dtype("out_dtype", out_dtype, x)
     eps = check_eps(eps)
     scale = check_row_scale(row_scale, "x", x, x.dim() - 2)
     check_backend(backend)
@@ -280,40 +282,8 @@ def residual_layer_norm_gradient(
     return grad_x, grad_x if shared else grad_update.view(total.shape), grad_weight, grad_bias
 
 
-def _check_x(name: str, x: Tensor) -> None:
-    check_tensor(name, x)
-    if x.dim() < 2 or x.shape[-1] == 0:
-        raise ValueError(f"{name} must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
-
-
-def _check_rows(name: str, rows: Tensor, x_name: str, x: Tensor) -> None:
-    """``rows`` go with those of ``x``, which is called ``x_name``."""
-    check_companion(name, rows, x_name, x)
-    if rows.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of {x_name}, {tuple(x.shape)}, got {tuple(rows.shape)}")
-
-
-def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    shape = (x.shape[-1],)
-    if alike(weight, x) and alike(bias, x) and weight.shape == shape == bias.shape:
-        return
-    check_parameter("weight", weight, "x", x, "(C,)", shape)
-    check_parameter("bias", bias, "x", x, "(C,)", shape)
-    if weight.dtype != bias.dtype:
-        raise TypeError(f"bias must have the dtype of weight, {weight.dtype}, got {bias.dtype}")
-
-
-def _check_dtype(name: str, dtype: torch.dtype, x: Tensor) -> None:
-    right = isinstance(dtype, torch.dtype) and dtype in DTYPES
-    if not right or (dtype == torch.float64) != (x.dtype == torch.float64):
-        raise TypeError(f"{name} must be float32, bfloat16 or float16 (float64 for float64), got {dtype!r}")
-
-
 def _check_groups(name: str, x: Tensor, row_scale: Tensor | None) -> None:
-    """What the registered functions are given: (G, M, C), and a factor for each group."""
-    _check_x(name, x)
-    if x.dim() != 3:
-        raise ValueError(f"{name} must have shape (G, M, C), got {tuple(x.shape)}")
+    check_groups(name, x)
     if row_scale is not None:
         check_companion("row_scale", row_scale, name, x)
         check_shape("row_scale", row_scale, "(G,)", x.shape[:1])
@@ -323,9 +293,9 @@ def _check_forward(
     x: Tensor, update: Tensor, row_scale: Tensor | None, weight: Tensor, bias: Tensor, out_dtype: torch.dtype
 ) -> None:
     _check_groups("x", x, row_scale)
-    _check_rows("update", update, "x", x)
-    _check_affine(x, weight, bias)
-    _check_dtype("out_dtype", out_dtype, x)
+    check_like("update", update, "x", x)
+    check_affine(x, weight, bias)
+    check_result_dtype("out_dtype", out_dtype, x)
 
 
 def _check_backward(
@@ -337,8 +307,8 @@ def _check_backward(
     update_dtype: torch.dtype,
 ) -> None:
     _check_groups("total", total, row_scale)
-    _check_rows("grad_normed", grad_normed, "total", total)
+    check_like("grad_normed", grad_normed, "total", total)
     if grad_sum is not None:
-        _check_rows("grad_sum", grad_sum, "total", total)
+        check_like("grad_sum", grad_sum, "total", total)
     check_parameter("weight", weight, "total", total, "(C,)", total.shape[-1:])
-    _check_dtype("update_dtype", update_dtype, total)
+    check_result_dtype("update_dtype", update_dtype, total)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from cuda_on_host import COMPILER, CSRC, compile_sources, link, load, mutated, sources
 
-from mae_dfer_kernels import region_attention, residual_layer_norm
+from mae_dfer_kernels import layer_norm, region_attention, residual_layer_norm
 from mae_dfer_kernels.cuda import device
 from mae_dfer_kernels.cuda import exchange as cuda_exchange
 from mae_dfer_kernels.reference import exchange as exchange_reference
@@ -147,22 +147,27 @@ def test_less_shared_memory_takes_the_loop(monkeypatch: pytest.MonkeyPatch, host
 
 
 class NormCase:
-    """Residual + LayerNorm likewise: sum, normed and the gradients of x, update, weight and bias."""
+    """Residual + LayerNorm likewise: sum, normed and the gradients of x, update, weight and bias.
 
-    def __init__(self, dtypes: tuple[str, str, str], shape: tuple[int, int, int], scaled: bool = True) -> None:
+    ``form``: "scaled", "plain" or, without an update, "alone": normed and the gradients of x, weight and bias.
+    """
+
+    def __init__(self, dtypes: tuple[str, str, str], shape: tuple[int, int, int], form: str = "scaled") -> None:
         generator = torch.Generator().manual_seed(shape[2])
 
         def draw(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             return torch.randn(size, generator=generator).to(dtype)
 
         x_dtype, update_dtype, self.out_dtype = (DTYPES[name] for name in dtypes)
-        self.tensors = (draw(shape, x_dtype) + 2, draw(shape, update_dtype), draw(shape[2:], torch.float32) + 1,
+        self.alone = form == "alone"
+        update = [] if self.alone else [draw(shape, update_dtype)]
+        self.tensors = (draw(shape, x_dtype) + 2, *update, draw(shape[2:], torch.float32) + 1,
                         draw(shape[2:], torch.float32))  # fmt: skip
-        self.grads = draw(shape, x_dtype), draw(shape, self.out_dtype)
-        self.scale = torch.tensor([0.0, 1.25, 0.5])[: shape[0]] if scaled else None
+        self.grads = (draw(shape, x_dtype), draw(shape, self.out_dtype))[self.alone :]
+        self.scale = torch.tensor([0.0, 1.25, 0.5])[: shape[0]] if form == "scaled" else None
         self.exact, self.plain = self._reference(True), self._reference(False)
 
-    def _results(self, call: Callable[..., tuple[torch.Tensor, torch.Tensor]], exact: bool) -> list[torch.Tensor]:
+    def _results(self, call: Callable[..., tuple[torch.Tensor, ...]], exact: bool) -> list[torch.Tensor]:
         leaves = [tensor.to(torch.float64 if exact else tensor.dtype).requires_grad_() for tensor in self.tensors]
         outputs = call(*leaves)
         grads = [grad.to(output) for grad, output in zip(self.grads, outputs, strict=True)]
@@ -171,30 +176,32 @@ class NormCase:
     def _reference(self, exact: bool) -> list[torch.Tensor]:
         scale = self.scale.double() if exact and self.scale is not None else self.scale
         out_dtype = torch.float64 if exact else self.out_dtype
-        return self._results(
-            lambda x, update, weight, bias: norm_reference.residual_layer_norm(
-                x, update, scale, weight, bias, 1e-6, out_dtype
-            ),
-            exact,
-        )
+
+        def call(x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            *update, weight, bias = rest
+            added = update[0] if update else None
+            return norm_reference.residual_layer_norm(x, added, scale, weight, bias, 1e-6, out_dtype)[self.alone :]
+
+        return self._results(call, exact)
 
     def run(self) -> list[torch.Tensor]:
-        return self._results(
-            lambda x, update, weight, bias: residual_layer_norm(
-                x, update, weight, bias, row_scale=self.scale, out_dtype=self.out_dtype, backend="cuda"
-            ),
-            False,
-        )
+        def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if self.alone:
+                return (layer_norm(*tensors, out_dtype=self.out_dtype, backend="cuda"),)
+            return residual_layer_norm(*tensors, row_scale=self.scale, out_dtype=self.out_dtype, backend="cuda")
+
+        return self._results(call, False)
 
 
 @pytest.mark.parametrize("channels", [8, 200, 512, 768, 1024, 1040])
 @pytest.mark.parametrize("dtypes", [("fp32", "bf16", "bf16"), ("bf16", "bf16", "bf16"), ("fp16", "fp32", "fp32")],
                          ids="-".join)  # fmt: skip
+@pytest.mark.parametrize("alone", [False, True], ids=["residual", "alone"])
 def test_residual_layer_norm(
-    monkeypatch: pytest.MonkeyPatch, host: ModuleType, channels: int, dtypes: tuple[str, str, str]
+    monkeypatch: pytest.MonkeyPatch, host: ModuleType, channels: int, dtypes: tuple[str, str, str], alone: bool
 ) -> None:
     use(monkeypatch, host)
-    case = NormCase(dtypes, (3, 5, channels), scaled=channels != 512)
+    case = NormCase(dtypes, (3, 5, channels), "alone" if alone else "plain" if channels == 512 else "scaled")
     found = case.run()
     assert not complain(found, case.exact, case.plain)
     host.seed(1)

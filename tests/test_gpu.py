@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels import BackendUnavailable, exchange, region_attention, residual_layer_norm
+from mae_dfer_kernels import BackendUnavailable, exchange, layer_norm, region_attention, residual_layer_norm
 
 GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
 DEVICE, BACKENDS = ("cuda", ["triton", "cuda"]) if GPU else ("cpu", ["cpu"])
@@ -48,6 +48,7 @@ def cases() -> Iterator[tuple[str, Call, Shapes]]:
             yield name, functools.partial(attend, dropout_p=dropout_p), [(regions, tokens, 3 * HEADS * head_dim)]
     rows, vector, square = (3, 7, 101, CHANNELS), (CHANNELS,), (CHANNELS, CHANNELS)
     yield "norm", add_and_norm, [rows, rows, vector, vector]
+    yield "norm-alone", layer_norm, [rows, vector, vector]
     weights = [vector, vector, (3 * CHANNELS, CHANNELS), vector, vector, square, vector]
     # The base model's number of representative tokens, fewer and more; the last are several passes of the CUDA kernels.
     for name, tokens in (("exchange", 8), ("exchange-K3", 3), ("exchange-K40", 40)):
@@ -56,7 +57,7 @@ def cases() -> Iterator[tuple[str, Call, Shapes]]:
 
 CASES = {name: (call, shapes) for name, call, shapes in cases()}
 # Enough to see that this file is right; the CPU's kernels have tests of their own.
-RUN = list(CASES) if GPU else ["region-S11-D64-dropout", "norm", "exchange"]
+RUN = list(CASES) if GPU else ["region-S11-D64-dropout", "norm", "norm-alone", "exchange"]
 
 
 def draw(shapes: Shapes, dtype: torch.dtype, seed: int) -> list[Tensor]:

@@ -102,6 +102,17 @@ def plain_residual_layer_norm(
     return tuple(result.view(x.shape) for result in results)
 
 
+def good_layer_norm(draw: Draw) -> Arguments:
+    given = good_residual_layer_norm(draw)
+    return {name: value for name, value in given.items() if name not in ("update", "row_scale")}
+
+
+def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, **options: Any) -> tuple[Tensor, ...]:
+    return residual_layer_norm_reference.residual_layer_norm(
+        x, None, None, weight, bias, eps, options["out_dtype"] or x.dtype
+    )[1:]
+
+
 EXCHANGE_WEIGHTS = ("norm_weight", "norm_bias", "qkv_weight", "q_bias", "v_bias", "proj_weight", "proj_bias")
 
 
@@ -163,6 +174,7 @@ class Operator:
 PUBLIC = {
     "region_attention": Operator(good_region_attention, plain_region_attention),
     "exchange": Operator(good_exchange, plain_exchange, ("row_scale",)),
+    "layer_norm": Operator(good_layer_norm, plain_layer_norm),
     "residual_layer_norm": Operator(good_residual_layer_norm, plain_residual_layer_norm, ("row_scale",)),
 }
 
@@ -205,6 +217,17 @@ def good_registered_norm_backward(draw: Draw) -> Arguments:
     }  # fmt: skip
 
 
+def good_registered_norm_alone(draw: Draw) -> Arguments:
+    given = good_registered_norm(draw)
+    return {name: value for name, value in given.items() if name not in ("update", "row_scale")}
+
+
+def good_registered_norm_alone_backward(draw: Draw) -> Arguments:
+    given = good_registered_norm_backward(draw)
+    names = ("grad_sum", "grad_normed", "x", "weight", "eps", "backend")
+    return {name: given["total" if name == "x" else name] for name in names}
+
+
 def good_registered_exchange(draw: Draw) -> Arguments:
     heads, context, clips = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 2))
     channels, pairs = draw(st.integers(1, 9)), heads * context
@@ -235,6 +258,8 @@ def good_registered_exchange_backward(draw: Draw) -> Arguments:
 REGISTERED = {
     "exchange_rows": good_registered_exchange,
     "exchange_rows_backward": good_registered_exchange_backward,
+    "layer_norm": good_registered_norm_alone,
+    "layer_norm_backward": good_registered_norm_alone_backward,
     "region_attention": good_registered_attention,
     "region_attention_backward": good_registered_attention_backward,
     "residual_layer_norm": good_registered_norm,

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mae_dfer_kernels import exchange, profiling, region_attention, residual_layer_norm
+from mae_dfer_kernels import exchange, layer_norm, profiling, region_attention, residual_layer_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +29,11 @@ def norm(backend: str) -> None:
     residual_layer_norm(x, x.detach(), torch.ones(8), torch.zeros(8), backend=backend)[1].sum().backward()
 
 
+def norm_alone(backend: str) -> None:
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    layer_norm(x, torch.ones(8), torch.zeros(8), backend=backend).sum().backward()
+
+
 def cross(backend: str) -> None:
     tokens, vector, matrix = torch.randn(1, 3, 8, requires_grad=True), torch.ones(8), torch.randn(24, 8)
     weights = (vector, vector, matrix, vector, vector, matrix[:8], vector)
@@ -38,6 +43,7 @@ def cross(backend: str) -> None:
 CALLS: dict[str, Callable[[str], None]] = {
     "region_attention": attention,
     "residual_layer_norm": norm,
+    "layer_norm": norm_alone,
     "exchange": cross,
 }
 

@@ -1,17 +1,20 @@
-"""The fused residual + LayerNorm against plain PyTorch in float64, on every backend that can run here."""
+"""The fused residual + LayerNorm, with an update and without, against plain PyTorch in float64, on every backend that
+can run here."""
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels import native, residual_layer_norm
+from mae_dfer_kernels import layer_norm, native, residual_layer_norm
 from mae_dfer_kernels.reference import residual_layer_norm as reference
 
 # With TRITON_INTERPRET=1 the Triton kernels run here; `test_by_interpreter` sees to that in a child process.
@@ -24,6 +27,8 @@ EPS = 1e-6
 MIXES = [("fp32", "fp32", "fp32"), ("fp32", "bf16", "bf16"), ("bf16", "bf16", "bf16"), ("fp16", "fp16", "fp16"),
          ("bf16", "fp32", "fp16")]  # fmt: skip
 DOUBLE = ("fp64", "fp64", "fp64")
+# An update with factors, without, and none at all, which is `layer_norm`.
+FORMS = ["scaled", "plain", "alone"]
 
 
 @pytest.fixture(params=RUNNERS)
@@ -37,9 +42,9 @@ def runner(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Inputs:
-    """x, update, weight, bias, row_scale and the gradients of both results."""
+    """x, update, weight, bias, row_scale and the gradients of the results."""
 
-    def __init__(self, shape: tuple[int, ...], mix: tuple[str, str, str], scaled: bool = True, seed: int = 0) -> None:
+    def __init__(self, shape: tuple[int, ...], mix: tuple[str, str, str], form: str = "scaled", seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(size: tuple[int, ...], dtype: torch.dtype, shift: float = 0.0) -> Tensor:
@@ -50,18 +55,19 @@ class Inputs:
         self.x, self.update = draw(shape, x_dtype, 2.0), draw(shape, update_dtype)
         self.weight, self.bias = draw(shape[-1:], wide, 1.0), draw(shape[-1:], wide)
         keep = torch.rand(shape[:1], generator=generator) > 0.3
-        self.row_scale = (keep / 0.7).to(wide) if scaled else None
-        self.grads = draw(shape, x_dtype), draw(shape, self.out_dtype)
+        self.row_scale = (keep / 0.7).to(wide) if form == "scaled" else None
+        self.alone = form == "alone"
+        self.grads: tuple[Tensor, ...] = (draw(shape, x_dtype), draw(shape, self.out_dtype))[self.alone :]
 
     def tensors(self, dtype: torch.dtype | None = None, device: str = "cpu") -> list[Tensor]:
-        chosen = (self.x, self.update, self.weight, self.bias)
+        chosen = (self.x, *([] if self.alone else [self.update]), self.weight, self.bias)
         return [tensor.detach().to(device, dtype or tensor.dtype).requires_grad_() for tensor in chosen]
 
 
 def results(
-    call: Callable[..., tuple[Tensor, Tensor]], inputs: Inputs, dtype: torch.dtype | None = None, device: str = "cpu"
+    call: Callable[..., tuple[Tensor, ...]], inputs: Inputs, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> list[Tensor]:
-    """Both results and the gradients of x, update, weight and bias."""
+    """Both results and the gradients of x, update, weight and bias; without an update what is left of them."""
     tensors = inputs.tensors(dtype, device)
     outputs = call(*tensors)
     grads = [grad.to(output) for grad, output in zip(inputs.grads, outputs, strict=True)]
@@ -74,43 +80,47 @@ def specification(inputs: Inputs, exact: bool) -> list[Tensor]:
     if scale is not None and exact:
         scale = scale.double()
 
-    def call(x: Tensor, update: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def call(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        *update, weight, bias = rest
         shape = (x.shape[0], -1, x.shape[-1])
         out = reference.residual_layer_norm(
-            x.reshape(shape), update.reshape(shape), scale, weight, bias, EPS,
+            x.reshape(shape), update[0].reshape(shape) if update else None, scale, weight, bias, EPS,
             torch.float64 if exact else inputs.out_dtype,
         )  # fmt: skip
-        return out[0].view(x.shape), out[1].view(x.shape)
+        return tuple(result.view(x.shape) for result in out[inputs.alone :])
 
     return results(call, inputs, torch.float64 if exact else None)
 
 
 def fused(inputs: Inputs, backend: str) -> list[Tensor]:
     device = "cuda" if backend == "triton" and GPU else "cpu"
-    scale = None if inputs.row_scale is None else inputs.row_scale.to(device)
-
-    def call(x: Tensor, update: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return residual_layer_norm(
-            x, update, weight, bias, row_scale=scale, eps=EPS, out_dtype=inputs.out_dtype, backend=backend
-        )
-
-    return results(call, inputs, device=device)
+    return results(functools.partial(operator, inputs, backend=backend), inputs, device=device)
 
 
-NAMES = ("sum", "normed", "grad x", "grad update", "grad weight", "grad bias")
+def operator(inputs: Inputs, x: Tensor, *rest: Tensor, backend: str = "auto") -> tuple[Tensor, ...]:
+    options: dict[str, Any] = {"eps": EPS, "out_dtype": inputs.out_dtype, "backend": backend}
+    if inputs.alone:
+        return (layer_norm(x, *rest, **options),)
+    scale = None if inputs.row_scale is None else inputs.row_scale.to(x.device)
+    return residual_layer_norm(x, *rest, row_scale=scale, **options)
+
+
+def names(inputs: Inputs) -> list[str]:
+    every = ["sum", "normed", "grad x", "grad update", "grad weight", "grad bias"]
+    return [name for name in every if not (inputs.alone and name in ("sum", "grad update"))]
 
 
 @pytest.mark.parametrize("mix", [*MIXES, DOUBLE], ids="-".join)
 @pytest.mark.parametrize("shape", [(3, 7, 64), (2, 1, 13), (1, 40, 512), (2, 2, 3, 17), (4, 30, 5)], ids=str)
-@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "plain"])
+@pytest.mark.parametrize("form", FORMS)
 def test_no_less_exact_than_plain_pytorch(
-    runner: str, shape: tuple[int, ...], mix: tuple[str, str, str], scaled: bool
+    runner: str, shape: tuple[int, ...], mix: tuple[str, str, str], form: str
 ) -> None:
     if runner == "triton" and mix == DOUBLE:
         pytest.skip("the Triton kernels have no float64")
-    inputs = Inputs(shape, mix, scaled)
+    inputs = Inputs(shape, mix, form)
     exact, plain, found = specification(inputs, True), specification(inputs, False), fused(inputs, runner)
-    for name, right, eager, ours in zip(NAMES, exact, plain, found, strict=True):
+    for name, right, eager, ours in zip(names(inputs), exact, plain, found, strict=True):
         # Root mean squares: the largest of a few roundings is luck.
         error, allowed = (ours - right).square().mean().sqrt(), 2 * (eager - right).square().mean().sqrt()
         # Plain PyTorch in float64 is what float64 is compared with, so its own error says nothing.
@@ -119,20 +129,23 @@ def test_no_less_exact_than_plain_pytorch(
         assert error <= allowed + floor, f"{name}: error {error:.3g}, plain PyTorch's {allowed / 2:.3g}"
 
 
-def test_strides_do_not_matter(runner: str) -> None:
-    inputs = Inputs((2, 3, 5, 24), ("fp32", "bf16", "bf16"))
+@pytest.mark.parametrize("form", FORMS)
+def test_strides_do_not_matter(runner: str, form: str) -> None:
+    inputs = Inputs((2, 3, 5, 24), ("fp32", "bf16", "bf16"), form)
     right = fused(inputs, runner)
     wide = torch.full((2, 3, 7, 30), float("nan"))
     wide[:, :, 1:6, 2:26] = inputs.x
     inputs.x = wide[:, :, 1:6, 2:26]
     inputs.update = inputs.update.transpose(-1, -2).contiguous().transpose(-1, -2)
-    inputs.grads = inputs.grads[0], inputs.grads[1].transpose(0, 1).contiguous().transpose(0, 1)
-    for name, expected, found in zip(NAMES, right, fused(inputs, runner), strict=True):
+    *before, grad_normed = inputs.grads
+    inputs.grads = *before, grad_normed.transpose(0, 1).contiguous().transpose(0, 1)
+    for name, expected, found in zip(names(inputs), right, fused(inputs, runner), strict=True):
         assert torch.equal(expected, found), name
 
 
-def test_same_bits_on_any_number_of_threads(runner: str) -> None:
-    inputs, threads, found = Inputs((5, 60, 96), ("fp32", "fp32", "fp32")), torch.get_num_threads(), []
+@pytest.mark.parametrize("form", FORMS)
+def test_same_bits_on_any_number_of_threads(runner: str, form: str) -> None:
+    inputs, threads, found = Inputs((5, 60, 96), ("fp32", "fp32", "fp32"), form), torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
@@ -143,17 +156,19 @@ def test_same_bits_on_any_number_of_threads(runner: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_every_element_is_written(runner: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_every_element_is_written(runner: str, form: str) -> None:
     torch.use_deterministic_algorithms(True)  # makes torch fill new memory with NaN
     try:
-        assert all(tensor.isfinite().all() for tensor in fused(Inputs((3, 5, 21), MIXES[0]), runner))
+        assert all(tensor.isfinite().all() for tensor in fused(Inputs((3, 5, 21), MIXES[0], form), runner))
     finally:
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(0, 4, 8), (3, 0, 8)], ids=str)
-def test_no_rows(runner: str, shape: tuple[int, ...]) -> None:
-    for tensor in fused(Inputs(shape, MIXES[0]), runner):
+def test_no_rows(runner: str, shape: tuple[int, ...], form: str) -> None:
+    for tensor in fused(Inputs(shape, MIXES[0], form), runner):
         assert not tensor.any()
 
 
@@ -183,13 +198,11 @@ def test_gradients_of_some_alone(runner: str, used: int, wanted: int) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="float64 is for the eager and the C++ backend")
+@pytest.mark.parametrize("form", ["scaled", "alone"])
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_gradcheck(backend: str) -> None:
-    inputs = Inputs((2, 3, 5), DOUBLE)
-
-    def call(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return residual_layer_norm(*tensors, row_scale=inputs.row_scale, backend=backend)
-
+def test_gradcheck(backend: str, form: str) -> None:
+    inputs = Inputs((2, 3, 5), DOUBLE, form)
+    call = functools.partial(operator, inputs, backend=backend)
     assert torch.autograd.gradcheck(call, inputs.tensors())
     assert torch.autograd.gradgradcheck(call, inputs.tensors())
 
@@ -204,14 +217,20 @@ def test_opcheck() -> None:
     detached = [tensor.detach() for tensor in (x, update.to(torch.bfloat16), x)]
     arguments = (*detached, scale, weight.detach(), EPS, torch.float32, "cpu")
     torch.library.opcheck(ops.residual_layer_norm_backward.default, arguments)
+    torch.library.opcheck(ops.layer_norm.default, (x, *options[1:]))
+    for grad_sum in (None, detached[0]):
+        torch.library.opcheck(
+            ops.layer_norm_backward.default, (grad_sum, *detached[1:], weight.detach(), EPS, "cpu")
+        )
 
 
 @pytest.mark.skipif(INTERPRETED, reason="compiling does not depend on the backend")
-def test_compiles_into_one_graph() -> None:
-    inputs = Inputs((2, 3, 16), MIXES[0])
+@pytest.mark.parametrize("form", ["scaled", "alone"])
+def test_compiles_into_one_graph(form: str) -> None:
+    inputs = Inputs((2, 3, 16), MIXES[0], form)
 
-    def call(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return residual_layer_norm(*tensors, row_scale=inputs.row_scale)
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return operator(inputs, *tensors)
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for right, found in zip(results(call, inputs), results(compiled, inputs), strict=True):
@@ -257,6 +276,9 @@ def test_mistakes_are_named(change: dict[str, object], kind: type[Exception], me
     arguments: dict[str, object] = {"x": X, "update": X, "weight": AFFINE, "bias": AFFINE} | change
     with pytest.raises(kind, match=message):
         residual_layer_norm(**arguments)  # type: ignore[arg-type]
+    if not {"update", "row_scale"} & set(change):
+        with pytest.raises(kind, match=message):
+            layer_norm(**{name: value for name, value in arguments.items() if name != "update"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mae_dfer_kernels import exchange, region_attention, residual_layer_norm
+from mae_dfer_kernels import exchange, layer_norm, region_attention, residual_layer_norm
 from mae_dfer_kernels.reference import region_attention as region_attention_reference
 from mae_dfer_kernels.reference import residual_layer_norm as residual_layer_norm_reference
 
@@ -45,6 +45,15 @@ def norm_pair() -> tuple[Tensor, Function, Function]:
     return draw(2, 3, 5), ours, plain
 
 
+def norm_alone_pair() -> tuple[Tensor, Function, Function]:
+    weight, bias, factors = draw(5, seed=1), draw(5, seed=2), draw(2, 3, 5, seed=3)
+    return (
+        draw(2, 3, 5),
+        lambda x: (layer_norm(x, weight, bias) * factors).sum(),
+        lambda x: (torch.nn.functional.layer_norm(x, (5,), weight, bias, 1e-6) * factors).sum(),
+    )
+
+
 def exchange_pair() -> tuple[Tensor, Function, Function]:
     context, vector, matrix = draw(2, 3, 4, seed=1), draw(4, seed=2), draw(12, 4, seed=3)
     weights = (vector, vector, matrix, vector, vector, matrix[:4], vector)
@@ -55,7 +64,10 @@ def exchange_pair() -> tuple[Tensor, Function, Function]:
     return draw(2, 2, 5, 4), run("absorbed"), run("plain")
 
 
-PAIRS = {"region_attention": attention_pair, "residual_layer_norm": norm_pair, "exchange": exchange_pair}
+PAIRS = {
+    "region_attention": attention_pair, "residual_layer_norm": norm_pair, "layer_norm": norm_alone_pair,
+    "exchange": exchange_pair,
+}  # fmt: skip
 
 
 def by_forward_ad(function: Function, x: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ def test_residual_layer_norm_spills_no_register(channels, dtype, capability):
     _check(resources)
 
 
+def test_layer_norm_alone_spills_no_register():
+    _check(compile_report.compile_residual_layer_norm(alone=True))
+
+
 @pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
 @pytest.mark.parametrize("shape", compile_report.FAST_EXCHANGES, ids=str)
 def test_fast_exchanges_spill_no_register(shape, capability):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mae_dfer_kernels import BackendUnavailable, exchange, region_attention, residual_layer_norm
+from mae_dfer_kernels import BackendUnavailable, exchange, layer_norm, region_attention, residual_layer_norm
 
 HEADS = 2
 # Several regions in a tile, one region in a tile, a loop over tiles; not full ones.
@@ -40,6 +40,7 @@ def cases(device: str) -> Iterator[tuple[str, Call, tuple[Tensor, ...]]]:
                 name = f"region_attention S={tokens} D={head_dim} {kind} dropout={dropout_p}"
                 yield name, functools.partial(_attend, dropout_p), (qkv,)
         yield f"residual_layer_norm {kind}", _add_and_norm, (draw(3, 37, 512), draw(3, 37, 512), draw(512), draw(512))
+        yield f"layer_norm {kind}", _norm, (draw(3, 37, 512), draw(512), draw(512))
         channels = 128
         local, context = draw(2, 3, 21, channels), draw(2, 3, channels)
         norm, biases = (draw(channels), draw(channels)), (draw(channels), draw(channels))
@@ -55,6 +56,10 @@ def _attend(dropout_p: float, backend: str, qkv: Tensor) -> Tensor:
 
 def _add_and_norm(backend: str, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     return residual_layer_norm(*tensors, backend=backend)
+
+
+def _norm(backend: str, *tensors: Tensor) -> Tensor:
+    return layer_norm(*tensors, backend=backend)
 
 
 def _exchange(backend: str, *tensors: Tensor) -> Tensor:

@@ -46,6 +46,27 @@ struct RowNumber {
   }
 };
 
+// Makes the row that is normalised, and returns its total. It is the sum as it is stored: the backward and the next
+// block know no other.
+template <class T>
+T add_update(const ResidualLayerNorm& problem, const RowNumber& row, const T* x, T* update_buffer, T* total) {
+  const int width = static_cast<int>(problem.channels);
+  const T* const update = read_row<T>(row.address(problem.update), problem.update.dtype, update_buffer, width);
+  const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row.group));
+  RowSum<T> row_sum;
+  along_row<T>(width, [&](int c, auto lanes) {
+    const Vec<T> value = load_part(x + c, lanes) + scale * load_part(update + c, lanes);
+    store_part<T>(total + c, value, lanes);
+    row_sum.parts[lanes.part] += value;
+  });
+  if (item_size(problem.x.dtype) != static_cast<int64_t>(sizeof(T))) {
+    finish_row<T>(total, problem.sum, problem.x.dtype, row.index, width);
+    const char* stored = static_cast<const char*>(problem.sum) + row.index * width * item_size(problem.x.dtype);
+    read_row<T>(stored, problem.x.dtype, total, width);
+  }
+  return row_sum.total();
+}
+
 template <class T>
 void forward_chunk(const ResidualLayerNorm& problem, int64_t task, void* memory) {
   const int width = static_cast<int>(problem.channels);
@@ -54,26 +75,16 @@ void forward_chunk(const ResidualLayerNorm& problem, int64_t task, void* memory)
   T *const total_buffer = buffers.take(width), *const normed_buffer = buffers.take(width);
   const T* const weight = static_cast<const T*>(problem.weight);
   const T* const bias = static_cast<const T*>(problem.bias);
-  const bool rounds = item_size(problem.x.dtype) != static_cast<int64_t>(sizeof(T));
+  const T eps = static_cast<T>(problem.eps);
+  const bool adds = problem.update.data != nullptr;
 
   for (RowNumber row = RowNumber::first_of(problem, task); row.inside(); row.next()) {
     const T* const x = read_row<T>(row.address(problem.x), problem.x.dtype, x_buffer, width);
-    const T* const update = read_row<T>(row.address(problem.update), problem.update.dtype, update_buffer, width);
-    T* const total = result_row<T>(problem.sum, problem.x.dtype, row.index, total_buffer, width);
-    const Vec<T> scale = broadcast<T>(row_scale<T>(problem, row.group));
-    RowSum<T> row_sum;
-    along_row<T>(width, [&](int c, auto lanes) {
-      const Vec<T> value = load_part(x + c, lanes) + scale * load_part(update + c, lanes);
-      store_part<T>(total + c, value, lanes);
-      row_sum.parts[lanes.part] += value;
-    });
-    // What is normalised is the sum as it is stored: the backward and the next block know no other.
-    if (rounds) {
-      finish_row<T>(total, problem.sum, problem.x.dtype, row.index, width);
-      const char* stored = static_cast<const char*>(problem.sum) + row.index * width * item_size(problem.x.dtype);
-      read_row<T>(stored, problem.x.dtype, total, width);
-    }
-    const RowStatistics<T> statistics(total, width, static_cast<T>(problem.eps), row_sum.total());
+    T* const sum = adds ? result_row<T>(problem.sum, problem.x.dtype, row.index, total_buffer, width) : nullptr;
+    const T* const total = adds ? sum : x;
+    const RowStatistics<T> statistics =
+        adds ? RowStatistics<T>(sum, width, eps, add_update<T>(problem, row, x, update_buffer, sum))
+             : RowStatistics<T>(x, width, eps);
     const Vec<T> mean = broadcast<T>(statistics.mean), inverse = broadcast<T>(statistics.inverse_deviation);
     T* const normed = result_row<T>(problem.normed, problem.normed_dtype, row.index, normed_buffer, width);
     along_row<T>(width, [&](int c, auto lanes) {
@@ -98,9 +109,8 @@ void backward_chunk(const ResidualLayerNorm& problem, int64_t task, void* memory
   T* const bias_sums = weight_sums + width;
   for (int c = 0; c < 2 * width; ++c) weight_sums[c] = T(0);
 
-  const StridedRows total_rows{problem.sum, problem.rows * problem.channels, problem.channels, problem.x.dtype};
   for (RowNumber row = RowNumber::first_of(problem, task); row.inside(); row.next()) {
-    const T* const total = read_row<T>(row.address(total_rows), total_rows.dtype, total_buffer, width);
+    const T* const total = read_row<T>(row.address(problem.x), problem.x.dtype, total_buffer, width);
     const T* const grad =
         read_row<T>(row.address(problem.grad_normed), problem.grad_normed.dtype, grad_buffer, width);
     const RowStatistics<T> statistics(total, width, static_cast<T>(problem.eps));

@@ -73,8 +73,8 @@ void layer_norm_backward(const RowsArgument& grad_sum, const RowsArgument& grad_
   ResidualLayerNorm problem;
   std::tie(problem.groups, problem.rows, problem.channels) = shape;
   problem.eps = eps;
-  problem.sum = output(std::get<0>(sum));
-  problem.x.dtype = problem.normed_dtype = static_cast<DType>(std::get<3>(sum));
+  problem.x = rows(sum);
+  problem.normed_dtype = problem.x.dtype;
   problem.update.dtype = static_cast<DType>(update_dtype);
   problem.row_scale = input(row_scale);
   problem.weight = input(weight);

@@ -25,8 +25,9 @@ MAE_DFER_KERNEL((32 * kWarps), 1) residual_forward(const ResidualLayerNorm probl
   if (row >= problem.groups * problem.rows) return;
   const unsigned channels = static_cast<unsigned>(problem.channels);
   const char* const x = row_address(problem.x, problem.rows, row);
-  const char* const update = row_address(problem.update, problem.rows, row);
-  char* const sum = row_address(problem.sum, problem.x.dtype, channels, row);
+  const bool adds = problem.update.data != nullptr;
+  const char* const update = adds ? row_address(problem.update, problem.rows, row) : nullptr;
+  char* const sum = adds ? row_address(problem.sum, problem.x.dtype, channels, row) : nullptr;
   char* const normed = row_address(problem.normed, problem.normed_dtype, channels, row);
   const float factor = row_factor(problem, row);
   float total[kVectors][kVector] = {};
@@ -34,13 +35,15 @@ MAE_DFER_KERNEL((32 * kWarps), 1) residual_forward(const ResidualLayerNorm probl
   for (int v = 0; v < kVectors; ++v) {
     const unsigned column = WarpStatistics<kVectors>::first_column(v);
     if (column < channels) {
-      float added[kVector];
       load_vector(x, problem.x.dtype, column, total[v]);
-      load_vector(update, problem.update.dtype, column, added);
-      MAE_DFER_UNROLL
-      for (int i = 0; i < kVector; ++i) total[v][i] += factor * added[i];
-      // What is normalised is the sum as it is stored: the backward and the next block know no other.
-      store_vector(sum, problem.x.dtype, column, total[v]);
+      if (adds) {
+        float added[kVector];
+        load_vector(update, problem.update.dtype, column, added);
+        MAE_DFER_UNROLL
+        for (int i = 0; i < kVector; ++i) total[v][i] += factor * added[i];
+        // What is normalised is the sum as it is stored: the backward and the next block know no other.
+        store_vector(sum, problem.x.dtype, column, total[v]);
+      }
     }
   }
   const WarpStatistics<kVectors> statistics(total, channels, eps);
@@ -69,13 +72,14 @@ MAE_DFER_KERNEL((32 * kWarps), 1) residual_backward(const ResidualLayerNorm prob
   float weight_sums[kVectors][kVector] = {}, bias_sums[kVectors][kVector] = {};
   for (int64_t row = block_index() * kWarps + warp_index(); row < problem.groups * problem.rows;
        row += block_count() * kWarps) {
+    const char* const sum = row_address(problem.x, problem.rows, row);
     const char* const grad_normed = row_address(problem.grad_normed, problem.rows, row);
     float unit[kVectors][kVector] = {}, inner[kVectors][kVector] = {};
     MAE_DFER_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const unsigned column = WarpStatistics<kVectors>::first_column(v);
       if (column < channels) {
-        load_vector(row_address(problem.sum, problem.x.dtype, channels, row), problem.x.dtype, column, unit[v]);
+        load_vector(sum, problem.x.dtype, column, unit[v]);
         load_vector(grad_normed, problem.grad_normed.dtype, column, inner[v]);
       }
     }

@@ -27,3 +27,8 @@ def describe(tensor: Tensor) -> tuple[int, int, int, int]:
     """(address, stride of groups, stride of rows, dtype) of a (G, M, C) tensor."""
     group_stride, row_stride, _ = tensor.stride()
     return tensor.data_ptr(), group_stride, row_stride, native.DTYPE_CODES[tensor.dtype]
+
+
+def describe_if_given(tensor: Tensor | None, kind: dtype) -> tuple[int, int, int, int]:
+    """As `describe`; no memory, of ``kind``, for None."""
+    return (0, 0, 0, native.DTYPE_CODES[kind]) if tensor is None else describe(tensor)

@@ -15,7 +15,7 @@ from mae_dfer_kernels.reference.standardise import standardise, standardise_back
 
 def residual_layer_norm(
     x: Tensor,
-    update: Tensor,
+    update: Tensor | None,
     row_scale: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -24,29 +24,30 @@ def residual_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """``sum = x + row_scale · update`` and ``LayerNorm(sum) · weight + bias``; differentiable.
 
-    ``x`` and ``update`` (G, M, C), ``row_scale`` (G,) or None for 1, ``weight`` and ``bias`` (C,). The sum has the
-    dtype of ``x``; it is normalised as it is stored, in the dtype of ``weight``, and cast to ``out_dtype``.
+    ``x`` and ``update`` (G, M, C), None for zero, ``row_scale`` (G,) or None for 1, ``weight`` and ``bias`` (C,). The
+    sum has the dtype of ``x``; it is normalised as it is stored, in the dtype of ``weight``, and cast to ``out_dtype``.
     """
-    if row_scale is not None:
+    if update is not None and row_scale is not None:
         update = update * row_scale.to(update.dtype)[:, None, None]
-    total = x + update.to(x.dtype)
+    total = x if update is None else x + update.to(x.dtype)
     normed = F.layer_norm(total.to(weight.dtype), weight.shape, weight, bias, eps)
     return total, normed.to(out_dtype)
 
 
 def forward(
     x: Tensor,
-    update: Tensor,
+    update: Tensor | None,
     row_scale: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The `eager` backend's forward: `residual_layer_norm`, both results contiguous."""
+) -> tuple[Tensor | None, Tensor]:
+    """The `eager` backend's forward: `residual_layer_norm`, both results contiguous. Without an update no sum is made,
+    since it is ``x``."""
     with without_autocast(x.device.type):
         total, normed = residual_layer_norm(x, update, row_scale, weight, bias, eps, out_dtype)
-    return total.contiguous(), normed.contiguous()
+    return None if update is None else total.contiguous(), normed.contiguous()
 
 
 def backward(

@@ -72,14 +72,18 @@ def compile_shape(
     ]
 
 
-def compile_residual_layer_norm(channels: int = 512, dtype: str = "bf16", capability: int = 90) -> list[Resources]:
-    """Compile residual + LayerNorm for rows of `channels` channels, forward and backward, with stochastic depth."""
+def compile_residual_layer_norm(
+    channels: int = 512, dtype: str = "bf16", capability: int = 90, alone: bool = False
+) -> list[Resources]:
+    """Compile residual + LayerNorm for rows of `channels` channels, forward and backward, with stochastic depth; or
+    the LayerNorm `alone`, without an update."""
     settings = dict(residual_layer_norm.settings(channels))
     num_warps = settings.pop("num_warps")
-    constants = {**settings, "SCALED": True}
-    backward = {**constants, "HAS_GRAD_SUM": True, "SHARED": False}
+    constants = {**settings, "SCALED": not alone}
+    forward = {**constants, "HAS_UPDATE": not alone}
+    backward = {**constants, "HAS_GRAD_SUM": True, "SHARED": alone}
     return [
-        _compile(norm_kernels.forward_rows, dtype, capability, constants, num_warps),
+        _compile(norm_kernels.forward_rows, dtype, capability, forward, num_warps),
         _compile(norm_kernels.backward_rows, dtype, capability, backward, num_warps),
     ]
 

@@ -48,26 +48,28 @@ def settings(channels: int) -> dict[str, int]:
 
 def forward(
     x: Tensor,
-    update: Tensor,
+    update: Tensor | None,
     row_scale: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
     out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The `triton` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous."""
-    total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+) -> tuple[Tensor | None, Tensor]:
+    """The `triton` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the results contiguous. Without
+    an update no sum is made, since it is ``x``."""
+    total = None if update is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     if x.numel() == 0:
         return total, normed
-    x, update = with_dense_rows(x), with_dense_rows(update)
+    x = with_dense_rows(x)
+    added = x if update is None else with_dense_rows(update)
     num_rows = x.shape[0] * x.shape[1]
     chosen, options = _split(settings(x.shape[2]))
     with on_device(x.device):
         kernels.forward_rows[(-(-num_rows // chosen["ROWS"]),)](
-            x, update, weight if row_scale is None else row_scale, weight.contiguous(), bias.contiguous(),
-            total, normed, x.stride(0), x.stride(1), update.stride(0), update.stride(1),
-            num_rows, x.shape[1], eps, SCALED=row_scale is not None, **chosen, **options,
+            x, added, weight if row_scale is None else row_scale, weight.contiguous(), bias.contiguous(),
+            normed if total is None else total, normed, x.stride(0), x.stride(1), added.stride(0), added.stride(1),
+            num_rows, x.shape[1], eps, HAS_UPDATE=update is not None, SCALED=row_scale is not None, **chosen, **options,
         )  # fmt: skip
     return total, normed
 
@@ -89,7 +91,7 @@ def backward(
     grad_update = grad_x if shared else torch.empty(total.shape, dtype=update_dtype, device=total.device)
     if total.numel() == 0:
         return grad_x, grad_update, torch.zeros_like(weight), torch.zeros_like(weight)
-    total, grad_normed = total.contiguous(), with_dense_rows(grad_normed)
+    total, grad_normed = with_dense_rows(total), with_dense_rows(grad_normed)
     given = grad_normed if grad_sum is None else with_dense_rows(grad_sum)
     num_rows = total.shape[0] * total.shape[1]
     chosen, options = _split(settings(total.shape[2]))
@@ -99,8 +101,8 @@ def backward(
         kernels.backward_rows[(programs,)](
             given, grad_normed, total, weight if row_scale is None else row_scale, weight.contiguous(),
             grad_x, grad_update, partial_sums, given.stride(0), given.stride(1), grad_normed.stride(0),
-            grad_normed.stride(1), num_rows, total.shape[1], eps, SCALED=row_scale is not None,
-            HAS_GRAD_SUM=grad_sum is not None, SHARED=shared, **chosen, **options,
+            grad_normed.stride(1), total.stride(0), total.stride(1), num_rows, total.shape[1], eps,
+            SCALED=row_scale is not None, HAS_GRAD_SUM=grad_sum is not None, SHARED=shared, **chosen, **options,
         )  # fmt: skip
     grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
     return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()

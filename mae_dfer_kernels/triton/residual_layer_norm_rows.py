@@ -28,23 +28,26 @@ def _statistics(b_sum, m_channel, eps, C: tl.constexpr):
 def forward_rows(
     p_x, p_update, p_scale, p_weight, p_bias, p_sum, p_normed,
     stride_x_group, stride_x_row, stride_update_group, stride_update_row, num_rows, rows_per_group, eps,
-    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr,
+    C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, HAS_UPDATE: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
+    """Without an update (`HAS_UPDATE`) the sum is x, and not written."""
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_channel = tl.arange(0, BLOCK)
     m_row, m_channel = o_row < num_rows, o_channel < C
     mask = m_row[:, None] & m_channel[None, :]
     o_x = _offsets(o_row, stride_x_group, stride_x_row, rows_per_group)
-    o_update = _offsets(o_row, stride_update_group, stride_update_row, rows_per_group)
-    b_x = tl.load(p_x + o_x[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    b_update = tl.load(p_update + o_update[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    if SCALED:
-        b_update *= tl.load(p_scale + o_row // rows_per_group, mask=m_row, other=0.0)[:, None]
-    # What is normalised is the sum as it is stored: the backward and the next block know no other.
-    b_stored = cast(b_x + b_update, p_sum.dtype.element_ty)
+    b_sum = tl.load(p_x + o_x[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
     p_row = o_row.to(tl.int64)[:, None] * C + o_channel[None, :]
-    tl.store(p_sum + p_row, b_stored, mask=mask)
-    centred, inverse = _statistics(b_stored.to(tl.float32), m_channel, eps, C)
+    if HAS_UPDATE:
+        o_update = _offsets(o_row, stride_update_group, stride_update_row, rows_per_group)
+        b_update = tl.load(p_update + o_update[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        if SCALED:
+            b_update *= tl.load(p_scale + o_row // rows_per_group, mask=m_row, other=0.0)[:, None]
+        b_stored = cast(b_sum + b_update, p_sum.dtype.element_ty)
+        tl.store(p_sum + p_row, b_stored, mask=mask)
+        # What is normalised is the sum as it is stored: the backward and the next block know no other.
+        b_sum = b_stored.to(tl.float32)
+    centred, inverse = _statistics(b_sum, m_channel, eps, C)
     b_weight = tl.load(p_weight + o_channel, mask=m_channel, other=0.0).to(tl.float32)
     b_bias = tl.load(p_bias + o_channel, mask=m_channel, other=0.0).to(tl.float32)
     b_normed = centred * inverse[:, None] * b_weight[None, :] + b_bias[None, :]
@@ -54,7 +57,8 @@ def forward_rows(
 @triton.jit
 def backward_rows(
     p_grad_sum, p_grad_normed, p_sum, p_scale, p_weight, p_grad_x, p_grad_update, p_partial,
-    stride_sum_group, stride_sum_row, stride_normed_group, stride_normed_row, num_rows, rows_per_group, eps,
+    stride_grad_sum_group, stride_grad_sum_row, stride_grad_normed_group, stride_grad_normed_row,
+    stride_sum_group, stride_sum_row, num_rows, rows_per_group, eps,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr, HAS_GRAD_SUM: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
@@ -74,9 +78,10 @@ def backward_rows(
         m_row = o_row < num_rows
         mask = m_row[:, None] & m_channel[None, :]
         p_row = o_row.to(tl.int64)[:, None] * C + o_channel[None, :]
-        o_normed = _offsets(o_row, stride_normed_group, stride_normed_row, rows_per_group)
-        b_sum = tl.load(p_sum + p_row, mask=mask, other=0.0).to(tl.float32)
-        b_outer = tl.load(p_grad_normed + o_normed[:, None] + o_channel[None, :], mask=mask, other=0.0)
+        o_sum = _offsets(o_row, stride_sum_group, stride_sum_row, rows_per_group)
+        o_grad_normed = _offsets(o_row, stride_grad_normed_group, stride_grad_normed_row, rows_per_group)
+        b_sum = tl.load(p_sum + o_sum[:, None] + o_channel[None, :], mask=mask, other=0.0).to(tl.float32)
+        b_outer = tl.load(p_grad_normed + o_grad_normed[:, None] + o_channel[None, :], mask=mask, other=0.0)
         b_outer = b_outer.to(tl.float32)
         centred, inverse = _statistics(b_sum, m_channel, eps, C)
         unit = centred * inverse[:, None]
@@ -87,8 +92,8 @@ def backward_rows(
         mean_turned = tl.sum(b_inner * unit, axis=1) / C
         b_grad = (b_inner - mean_inner[:, None] - unit * mean_turned[:, None]) * inverse[:, None]
         if HAS_GRAD_SUM:
-            o_sum = _offsets(o_row, stride_sum_group, stride_sum_row, rows_per_group)
-            b_grad_sum = tl.load(p_grad_sum + o_sum[:, None] + o_channel[None, :], mask=mask, other=0.0)
+            o_grad_sum = _offsets(o_row, stride_grad_sum_group, stride_grad_sum_row, rows_per_group)
+            b_grad_sum = tl.load(p_grad_sum + o_grad_sum[:, None] + o_channel[None, :], mask=mask, other=0.0)
             b_grad += b_grad_sum.to(tl.float32)
         tl.store(p_grad_x + p_row, cast(b_grad, p_grad_x.dtype.element_ty), mask=mask)
         if SCALED:
