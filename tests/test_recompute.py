@@ -29,7 +29,7 @@ def tensors(dtype: torch.dtype) -> tuple[Tensor, nn.LayerNorm, nn.Linear]:
     return torch.randn(3, 5, 24, dtype=dtype, requires_grad=True), norm, linear
 
 
-@pytest.mark.parametrize("kind", ["norm", "residual", "residual, scaled", "gelu", "linear"])
+@pytest.mark.parametrize("kind", ["norm", "norm and its input", "residual", "residual, scaled", "gelu", "linear"])
 def test_gradcheck(kind: str) -> None:
     x, norm, linear = tensors(torch.float64)
     update = torch.randn_like(x, requires_grad=True)
@@ -40,11 +40,14 @@ def test_gradcheck(kind: str) -> None:
         other._parameters = {"weight": norm_weight, "bias": norm_bias}
         return other
 
-    if kind == "norm":
+    if kind.startswith("norm"):
         inputs = (x, *norm.parameters(), *linear.parameters())
 
-        def call(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return norm_linear(x, with_these(norm_weight, norm_bias), weight, bias)
+        def call(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, *linear: Tensor) -> Any:
+            these = with_these(norm_weight, norm_bias)
+            if kind == "norm":
+                return norm_linear(x, these, *linear)
+            return residual_norm_linear(x, None, None, these, *linear)
     elif kind.startswith("residual"):
         inputs = (x, update, *norm.parameters(), *linear.parameters())
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mae_dfer_kernels.calls import autocast_dtype
 
-from .recompute import norm_linear, residual_norm_linear, spread
+from .recompute import residual_norm_linear, spread
 
 
 class Residual(NamedTuple):
@@ -29,8 +29,6 @@ class Residual(NamedTuple):
 
     def norm_linear(self, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The sum, and ``linear(norm(sum))``."""
-        if self.branch is None:
-            return self.x, norm_linear(self.x, norm, weight, bias)
         return residual_norm_linear(self.x, self.branch, self.factors, norm, weight, bias)
 
 
