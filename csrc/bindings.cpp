@@ -14,6 +14,7 @@
 namespace py = pybind11;
 using mae_dfer::DType;
 using mae_dfer::Exchange;
+using mae_dfer::GeluGradient;
 using mae_dfer::RegionAttention;
 using mae_dfer::ResidualLayerNorm;
 using mae_dfer::RowsArgument;
@@ -158,6 +159,26 @@ std::pair<int64_t, int64_t> exchange_sums(const ExchangeShape& shape) {
   return {problem.chunks(), problem.sums_width()};
 }
 
+void gelu_gradient(const RowsArgument& grad, const RowsArgument& x, uintptr_t grad_x, uintptr_t gelu_x,
+                   uintptr_t partial_sums, int64_t row_count, int64_t channels, int threads) {
+  GeluGradient problem;
+  problem.rows = row_count;
+  problem.channels = channels;
+  problem.grad = rows(grad);
+  problem.x = rows(x);
+  problem.grad_x = output(grad_x);
+  problem.gelu_x = output(gelu_x);
+  problem.partial_sums = output(partial_sums);
+  problem.threads = threads;
+  mae_dfer::cpu::gelu_gradient(problem);
+}
+
+int64_t gelu_gradient_chunks(int64_t row_count) {
+  GeluGradient problem;
+  problem.rows = row_count;
+  return problem.chunks();
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -170,6 +191,8 @@ PYBIND11_MODULE(_native, module) {
   module.def("exchange_forward", &exchange_forward, py::call_guard<py::gil_scoped_release>());
   module.def("exchange_backward", &exchange_backward, py::call_guard<py::gil_scoped_release>());
   module.def("exchange_sums", &exchange_sums);
+  module.def("gelu_gradient", &gelu_gradient, py::call_guard<py::gil_scoped_release>());
+  module.def("gelu_gradient_chunks", &gelu_gradient_chunks);
 #if defined(MAE_DFER_CUDA)
   mae_dfer::cuda::bind(module);
   module.attr("has_cuda") = true;

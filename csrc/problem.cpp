@@ -56,6 +56,17 @@ void ResidualLayerNorm::check(bool backward) const {
   }
 }
 
+void GeluGradient::check() const {
+  require(rows >= 0, "rows must not be negative");
+  require(channels >= 1 && channels <= 1 << 24, "channels must be between 1 and 2^24");
+  require(threads >= 1, "threads must be at least 1");
+  require(known(x.dtype) && grad.dtype == x.dtype, "dtype code is not known, or not the same for grad and x");
+  if (rows == 0) return;
+  require(grad.data != nullptr, "grad has no memory: its storage was freed");
+  require(x.data != nullptr, "x has no memory: its storage was freed");
+  require(grad_x != nullptr && gelu_x != nullptr && partial_sums != nullptr, "a result has no memory");
+}
+
 int64_t Exchange::chunk_rows() const {
   const int64_t chunks_a_clip = (31 + clips) / clips;
   const int64_t share = (clip_rows() + chunks_a_clip - 1) / chunks_a_clip;

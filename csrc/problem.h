@@ -44,6 +44,12 @@ struct StridedRows {
   DType dtype = DType::float32;
 };
 
+// Rows are shared out in chunks whose number and borders do not depend on the threads.
+inline int64_t rows_a_chunk(int64_t rows) {
+  const int64_t share = (rows + 255) / 256;
+  return share < 16 ? 16 : share;
+}
+
 // sum = x + row_scale · update, and normed = LayerNorm(sum) · weight + bias, for G groups of M rows of C channels.
 // Without an update the sum is x, and not written. What is not `StridedRows` is contiguous.
 struct ResidualLayerNorm {
@@ -67,13 +73,26 @@ struct ResidualLayerNorm {
   int threads = 1;
 
   bool empty() const { return groups == 0 || rows == 0; }
-  // Rows are shared out in chunks whose number and borders do not depend on the threads.
-  int64_t chunk_rows() const {
-    const int64_t share = (groups * rows + 255) / 256;
-    return share < 16 ? 16 : share;
-  }
+  int64_t chunk_rows() const { return rows_a_chunk(groups * rows); }
   int64_t chunks() const { return (groups * rows + chunk_rows() - 1) / chunk_rows(); }
   void check(bool backward) const;
+};
+
+// grad_x = grad · gelu'(x), gelu_x = gelu(x) and the sums of grad_x over rows, for M rows of C channels. What is not
+// `StridedRows`, of one group, is contiguous; all but the sums is of one dtype.
+struct GeluGradient {
+  int64_t rows = 0;
+  int64_t channels = 0;
+  StridedRows grad;
+  StridedRows x;
+  void* grad_x = nullptr;        // (M, C)
+  void* gelu_x = nullptr;        // (M, C)
+  void* partial_sums = nullptr;  // (chunks(), C) in the type computed in: float64 where x is, else float32
+  int threads = 1;
+
+  int64_t chunk_rows() const { return rows_a_chunk(rows); }
+  int64_t chunks() const { return (rows + chunk_rows() - 1) / chunk_rows(); }
+  void check() const;
 };
 
 // Every row of a clip attends to the clip's J = H·K (head, representative) pairs, whose keys and values hold the

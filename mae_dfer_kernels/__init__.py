@@ -5,6 +5,7 @@ Needs PyTorch alone. ``python -m mae_dfer_kernels`` says which backends can run 
 
 from mae_dfer_kernels.backends import BackendUnavailable
 from mae_dfer_kernels.exchange import exchange
+from mae_dfer_kernels.gelu_gradient import gelu_gradient
 from mae_dfer_kernels.layer_norm import layer_norm
 from mae_dfer_kernels.region_attention import region_attention
 from mae_dfer_kernels.residual_layer_norm import residual_layer_norm
@@ -12,4 +13,12 @@ from mae_dfer_kernels.residual_layer_norm import residual_layer_norm
 # Last: the formulas are registered for operators that the line above defines.
 from mae_dfer_kernels import flops  # isort: skip
 
-__all__ = ["BackendUnavailable", "exchange", "flops", "layer_norm", "region_attention", "residual_layer_norm"]
+__all__ = [
+    "BackendUnavailable",
+    "exchange",
+    "flops",
+    "gelu_gradient",
+    "layer_norm",
+    "region_attention",
+    "residual_layer_norm",
+]

@@ -14,9 +14,11 @@ from mae_dfer_kernels.cuda import exchange as cuda_exchange
 from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
 from mae_dfer_kernels.cuda import residual_layer_norm as cuda_residual_layer_norm
 from mae_dfer_kernels.native import exchange as native_exchange
+from mae_dfer_kernels.native import gelu_gradient as native_gelu_gradient
 from mae_dfer_kernels.native import region_attention as native_region_attention
 from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
 from mae_dfer_kernels.reference import exchange as reference_exchange
+from mae_dfer_kernels.reference import gelu_gradient as reference_gelu_gradient
 from mae_dfer_kernels.reference import region_attention as reference_region_attention
 from mae_dfer_kernels.reference import residual_layer_norm as reference_residual_layer_norm
 
@@ -28,6 +30,7 @@ _MODULES = {
     "exchange": {"eager": reference_exchange, "cpu": native_exchange},
     # With nothing to add.
     "layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
+    "gelu_gradient": {"eager": reference_gelu_gradient, "cpu": native_gelu_gradient},
     "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
 }
@@ -52,11 +55,12 @@ def module(op: str, backend: str) -> ModuleType:
         return loaded
     if backend == "triton":
         # An import statement, which torch.compile can trace; `importlib` it cannot.
-        from mae_dfer_kernels.triton import exchange, region_attention, residual_layer_norm
+        from mae_dfer_kernels.triton import exchange, gelu_gradient, region_attention, residual_layer_norm
 
         return {
             "exchange": exchange,
             "layer_norm": residual_layer_norm,
+            "gelu_gradient": gelu_gradient,
             "region_attention": region_attention,
             "residual_layer_norm": residual_layer_norm,
         }[op]

@@ -27,6 +27,7 @@ from torch import Tensor
 
 import mae_dfer_kernels
 from mae_dfer_kernels import BackendUnavailable
+from mae_dfer_kernels.reference import gelu_gradient as gelu_gradient_reference
 from mae_dfer_kernels.reference import region_attention as region_attention_reference
 from mae_dfer_kernels.reference import residual_layer_norm as residual_layer_norm_reference
 
@@ -113,6 +114,19 @@ def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, **opti
     )[1:]
 
 
+def good_gelu_gradient(draw: Draw) -> Arguments:
+    shape = (*draw(st.lists(st.integers(0, 4), max_size=2)), draw(st.integers(1, 19)))
+    dtype = draw(st.sampled_from(FLOATS))
+    arguments = {name: normal(*shape, dtype=dtype) for name in ("grad", "x")}
+    return wanting_gradient(draw, {**arguments, "backend": draw(BACKENDS)}, "grad", "x")
+
+
+def plain_gelu_gradient(grad: Tensor, x: Tensor, backend: str) -> tuple[Tensor, ...]:
+    rows = (math.prod(x.shape[:-1]), x.shape[-1])
+    grad_x, gelu_x, sums = gelu_gradient_reference.backward(grad.reshape(rows), x.reshape(rows))
+    return grad_x.view(x.shape), gelu_x.view(x.shape), sums
+
+
 EXCHANGE_WEIGHTS = ("norm_weight", "norm_bias", "qkv_weight", "q_bias", "v_bias", "proj_weight", "proj_bias")
 
 
@@ -175,6 +189,7 @@ PUBLIC = {
     "region_attention": Operator(good_region_attention, plain_region_attention),
     "exchange": Operator(good_exchange, plain_exchange, ("row_scale",)),
     "layer_norm": Operator(good_layer_norm, plain_layer_norm),
+    "gelu_gradient": Operator(good_gelu_gradient, plain_gelu_gradient),
     "residual_layer_norm": Operator(good_residual_layer_norm, plain_residual_layer_norm, ("row_scale",)),
 }
 
@@ -255,11 +270,18 @@ def good_registered_exchange_backward(draw: Draw) -> Arguments:
     return {"grad_out": normal(*given["x"].shape, dtype=given["x"].dtype), **given}
 
 
+def good_registered_gelu_gradient(draw: Draw) -> Arguments:
+    rows, dtype = (draw(st.integers(0, 5)), draw(st.integers(1, 19))), draw(st.sampled_from(FLOATS))
+    arguments = {name: normal(*rows, dtype=dtype) for name in ("grad", "x")}
+    return {**arguments, "backend": draw(st.sampled_from(["eager", "cpu"]))}
+
+
 REGISTERED = {
     "exchange_rows": good_registered_exchange,
     "exchange_rows_backward": good_registered_exchange_backward,
     "layer_norm": good_registered_norm_alone,
     "layer_norm_backward": good_registered_norm_alone_backward,
+    "gelu_gradient": good_registered_gelu_gradient,
     "region_attention": good_registered_attention,
     "region_attention_backward": good_registered_attention_backward,
     "residual_layer_norm": good_registered_norm,
@@ -444,7 +466,7 @@ def check_registered(call: Call) -> None:
     hold(call)
     function = getattr(torch.ops.mae_dfer_kernels, call.op).default
     # Second derivatives do not go through the functions that are the first ones.
-    with torch.set_grad_enabled(not call.op.endswith("_backward")):
+    with torch.set_grad_enabled(not call.op.endswith(("_backward", "_gradient"))):
         try:
             found = results(function, call, call.arguments, True)
         except (TypeError, ValueError, RuntimeError) as error:

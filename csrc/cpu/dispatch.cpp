@@ -10,7 +10,8 @@ namespace cpu {
 namespace {
 
 #define MAE_DFER_KERNELS(isa) \
-  const Kernels isa##_kernels{#isa, &isa::region_attention, &isa::residual_layer_norm, &isa::exchange}
+  const Kernels isa##_kernels{#isa, &isa::region_attention, &isa::residual_layer_norm, &isa::exchange, \
+                              &isa::gelu_gradient}
 MAE_DFER_KERNELS(portable);
 #if defined(MAE_DFER_X86_64)
 MAE_DFER_KERNELS(avx2);

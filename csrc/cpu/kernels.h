@@ -23,6 +23,11 @@ struct ResidualLayerNormKernels {
   void (*backward)(const ResidualLayerNorm&, int64_t task, void* workspace);
 };
 
+// A task is one chunk of rows.
+struct GeluGradientKernels {
+  void (*run)(const GeluGradient&, int64_t task);
+};
+
 // A task is one chunk of a clip's rows.
 struct ExchangeKernels {
   size_t (*forward_workspace)(const Exchange&);
@@ -36,6 +41,7 @@ struct Kernels {
   const RegionAttentionKernels* region_attention;
   const ResidualLayerNormKernels* residual_layer_norm;
   const ExchangeKernels* exchange;
+  const GeluGradientKernels* gelu_gradient;
 };
 
 #define MAE_DFER_DECLARE_KERNELS(isa)                              \
@@ -43,6 +49,7 @@ struct Kernels {
   extern const RegionAttentionKernels region_attention;            \
   extern const ResidualLayerNormKernels residual_layer_norm;       \
   extern const ExchangeKernels exchange;                           \
+  extern const GeluGradientKernels gelu_gradient;                  \
   }
 MAE_DFER_DECLARE_KERNELS(portable)
 MAE_DFER_DECLARE_KERNELS(avx2)

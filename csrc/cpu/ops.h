@@ -15,5 +15,7 @@ void residual_layer_norm_backward(const ResidualLayerNorm& problem);
 void exchange_forward(const Exchange& problem);
 void exchange_backward(const Exchange& problem);
 
+void gelu_gradient(const GeluGradient& problem);
+
 }  // namespace cpu
 }  // namespace mae_dfer

@@ -121,6 +121,31 @@ inline void store_part(T* address, Vec<T> value, RowEnd end) {
   for (int lane = 0; lane < end.lanes; ++lane) address[lane] = value[lane];
 }
 
+// The same for elements of another type.
+template <class T, class E, int kPart>
+inline Vec<T> load_part_as(const E* address, WholeVector<kPart>) {
+  return load_as<T>(address);
+}
+
+template <class T, class E>
+inline Vec<T> load_part_as(const E* address, RowEnd end) {
+  E part[kLanes<T>] = {};
+  for (int lane = 0; lane < end.lanes; ++lane) part[lane] = address[lane];
+  return load_as<T>(part);
+}
+
+template <class T, class E, int kPart>
+inline void store_part_as(E* address, Vec<T> value, WholeVector<kPart>) {
+  store_as<T>(address, value);
+}
+
+template <class T, class E>
+inline void store_part_as(E* address, Vec<T> value, RowEnd end) {
+  E part[kLanes<T>];
+  store_as<T>(part, value);
+  for (int lane = 0; lane < end.lanes; ++lane) address[lane] = part[lane];
+}
+
 // The builtins, since std::sqrt is an inline function that the linker could merge across instruction sets.
 inline float square_root(float value) { return __builtin_sqrtf(value); }
 inline double square_root(double value) { return __builtin_sqrt(value); }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_dfer_kernels import layer_norm, residual_layer_norm
+from mae_dfer_kernels import gelu_gradient, layer_norm, residual_layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, transformed, without_autocast
 from mae_dfer_kernels.layer_norm import layer_norm_gradient
 from mae_dfer_kernels.residual_layer_norm import residual_layer_norm_gradient
@@ -154,8 +154,11 @@ class _GeluLinear(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiable_gradient(_linear_of_gelu, ctx.saved_tensors, ctx.needs_input_grad, grad)
         with without_autocast(x.device.type):
-            grad_weight = weight_gradient(grad, F.gelu(x)) if wants_weight else None
-            grad_x = torch.ops.aten.gelu_backward(product(grad, weight.t()), x) if wants_x else None
+            if wants_x:
+                grad_x, activated, _ = gelu_gradient(product(grad, weight.t()), x)
+            else:
+                grad_x, activated = None, F.gelu(x)
+            grad_weight = weight_gradient(grad, activated) if wants_weight else None
         return grad_x, grad_weight, bias_gradient(grad) if wants_bias else None
 
 

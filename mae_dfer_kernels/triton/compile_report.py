@@ -17,8 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mae_dfer_kernels.triton import exchange, launch, residual_layer_norm
+from mae_dfer_kernels.triton import exchange, gelu_gradient, launch, residual_layer_norm
 from mae_dfer_kernels.triton import exchange_rows as exchange_kernels
+from mae_dfer_kernels.triton import gelu_gradient_rows as gelu_kernels
 from mae_dfer_kernels.triton import region_attention_loop as loop_kernels
 from mae_dfer_kernels.triton import region_attention_tile as tile_kernels
 from mae_dfer_kernels.triton import residual_layer_norm_rows as norm_kernels
@@ -86,6 +87,12 @@ def compile_residual_layer_norm(
         _compile(norm_kernels.forward_rows, dtype, capability, forward, num_warps),
         _compile(norm_kernels.backward_rows, dtype, capability, backward, num_warps),
     ]
+
+
+def compile_gelu_gradient(channels: int = 2048, dtype: str = "bf16", capability: int = 90) -> list[Resources]:
+    """Compile GELU's gradient for rows of `channels` channels."""
+    constants = gelu_gradient.settings(channels)
+    return [_compile(gelu_kernels.gelu_gradient_rows, dtype, capability, constants, gelu_gradient.NUM_WARPS)]
 
 
 def compile_exchange(
@@ -211,6 +218,13 @@ def main() -> None:
         for capability in CAPABILITIES
     ]
     _print_table("Residual + LayerNorm", "dtype | C", norms)
+    gelus = [
+        (f"{dtype} | {channels} | {capability}", compile_gelu_gradient(channels, dtype, capability))
+        for dtype in ("bf16", "fp32")
+        for channels in (1536, 2048)
+        for capability in CAPABILITIES
+    ]
+    _print_table("GELU's gradient", "dtype | C", gelus)
     exchanges = [
         (" | ".join(map(str, (*shape, capability))), compile_exchange(*shape, capability=capability))
         for shape in FAST_EXCHANGES

@@ -346,13 +346,50 @@ int exchange(const Kernels& kernels, bool has_entry) {
   return cases;
 }
 
+int gelu_gradient(const Kernels& kernels, bool has_entry) {
+  struct Shape {
+    int64_t rows, channels;
+  };
+  // More than 16 rows make several chunks.
+  const Shape shapes[] = {{0, 4}, {1, 1}, {3, 2}, {17, 5}, {5, 8}, {33, 9}, {4, 16}, {2, 31}, {3, 64}, {2, 257}};
+  int cases = 0;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : kDTypes) {
+      const Lie lies[] = {Lie::dense, Lie::gapped, Lie::expanded};
+      const int shift = cases / 3 % 2;
+      const StridedBuffer grad(1, shape.rows, shape.channels, dtype, lies[cases % 3], shift);
+      const StridedBuffer x(1, shape.rows, shape.channels, dtype, lies[(cases + 1) % 3], shift);
+      const int64_t elements = shape.rows * shape.channels;
+      const Buffer grad_x(elements, dtype, shift), gelu_x(elements, dtype, shift);
+      GeluGradient problem;
+      problem.rows = shape.rows;
+      problem.channels = shape.channels;
+      problem.threads = 3;
+      problem.grad = grad.rows();
+      problem.x = x.rows();
+      problem.grad_x = grad_x.data();
+      problem.gelu_x = gelu_x.data();
+      const Buffer partial_sums(problem.chunks() * shape.channels, computed_in(dtype), shift);
+      problem.partial_sums = partial_sums.data();
+      problem.check();
+      check(text("gelu_gradient", kernels.name, dtype, {shape.rows, shape.channels}),
+            {{&grad_x}, {&gelu_x}, {&partial_sums}}, problem.chunks(), 64,
+            [&](int64_t task, void*) { kernels.gelu_gradient->run(problem, task); },
+            has_entry ? std::function<void()>([&] { cpu::gelu_gradient(problem); }) : nullptr);
+      ++cases;
+    }
+  }
+  return cases;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const std::string wanted = count > 1 ? arguments[1] : "";
   // The dispatcher is compiled for the portable kernels alone, so its entry points run those.
 #define USE(isa) \
-  {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm, &mae_dfer::isa::exchange},
+  {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm, &mae_dfer::isa::exchange, \
+   &mae_dfer::isa::gelu_gradient},
   const Kernels sets[] = {EACH_INSTRUCTION_SET(USE)};
 #undef USE
   for (const Kernels& set : sets) {
@@ -364,6 +401,7 @@ int main(int count, char** arguments) {
     run("region_attention", region_attention);
     run("residual_layer_norm", residual_layer_norm);
     run("exchange", exchange);
+    run("gelu_gradient", gelu_gradient);
   }
   return 0;
 }
