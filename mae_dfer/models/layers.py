@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from mae_dfer_kernels import region_attention
 
 from .linear import Linear, linear
-from .recompute import gelu_linear, norm_linear, spread
+from .mlp import norm_mlp
+from .recompute import norm_linear, spread
 from .residual import Residual
 
 LAYER_NORM_EPS = 1e-6
@@ -87,8 +88,7 @@ class Mlp(nn.Module):
 
     def of_stream(self, stream: Residual, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The stream's sum x, and :meth:`forward` of it, fused."""
-        x, hidden = stream.norm_linear(norm, self.fc1.weight, self.fc1.bias)
-        out = gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+        x, out = norm_mlp(stream, norm, self.fc1, self.fc2)
         return x, F.dropout(out, self.drop_rate, self.training)
 
 
