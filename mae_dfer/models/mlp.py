@@ -6,19 +6,17 @@ bias, come with it: two functions would read them once more.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae_dfer_kernels import gelu_gradient, residual_layer_norm
+from mae_dfer_kernels import gelu_gradient, layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, without_autocast
-from mae_dfer_kernels.residual_layer_norm import residual_layer_norm_gradient
 
-from .linear import bias_gradient, differentiable_gradient, product, weight_gradient
-from .recompute import gelu_linear, spread
+from .linear import bias_gradient, linear, product, weight_gradient
+from .recompute import differentiable_gradients, normalise, normalise_gradient, plain_norm
 from .residual import Residual
 
 
@@ -29,21 +27,17 @@ def norm_mlp(stream: Residual, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linea
     """
     if plain_autograd_needed():
         total, hidden = stream.norm_linear(norm, fc1.weight, fc1.bias)
-        return total, gelu_linear(hidden, fc2.weight, fc2.bias)
+        return total, linear(F.gelu(hidden), fc2.weight, fc2.bias)
     dtype = autocast_dtype(stream.x)
     linears = (tensor.to(dtype) for tensor in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
     return _NormMlp.apply(*stream, norm.eps, norm.weight, norm.bias, *linears)
-
-
-def _normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, eps)
 
 
 def _mlp_of_norm(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, *rest: Tensor, eps: float
 ) -> Tensor:
     bias, out_weight, out_bias = rest
-    hidden = F.linear(_normalise(x, norm_weight, norm_bias, eps).to(weight.dtype), weight, bias)
+    hidden = F.linear(plain_norm(x, norm_weight, norm_bias, eps, weight.dtype), weight, bias)
     return F.linear(F.gelu(hidden), out_weight, out_bias)
 
 
@@ -54,12 +48,7 @@ class _NormMlp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         norm_weight, norm_bias, weight, bias, out_weight, out_bias = parameters
         with without_autocast(x.device.type):
-            if update is None:
-                total, normed = x.view_as(x), _normalise(x, norm_weight, norm_bias, eps).to(weight.dtype)
-            else:
-                total, normed = residual_layer_norm(
-                    x, update, norm_weight, norm_bias, row_scale=factors, eps=eps, out_dtype=weight.dtype
-                )
+            total, normed = normalise(x, update, factors, norm_weight, norm_bias, eps, weight.dtype)
             hidden = product(normed, weight, bias)
             out = product(F.gelu(hidden), out_weight, out_bias)
         ctx.save_for_backward(total, factors, hidden, *parameters)
@@ -69,12 +58,13 @@ class _NormMlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, factors, hidden, norm_weight, norm_bias, weight, _, out_weight, _ = ctx.saved_tensors
+        total, factors, hidden, *parameters = ctx.saved_tensors
+        norm_weight, norm_bias, weight, _, out_weight, _ = parameters
         wants_weight, _, wants_out_weight, wants_out_bias = ctx.needs_input_grad[6:]
         if grad_out is None:
             grad_out = total.new_zeros((*total.shape[:-1], out_weight.shape[0]), dtype=out_weight.dtype)
         if torch.is_grad_enabled():
-            return _NormMlp._differentiable(ctx, grad_total, grad_out)
+            return differentiable_gradients(ctx, _mlp_of_norm, grad_total, grad_out, total, factors, parameters)
         grad_weight = grad_out_weight = None
         with without_autocast(total.device.type):
             grad_hidden, activated, grad_bias = gelu_gradient(product(grad_out, out_weight.t()), hidden)
@@ -82,26 +72,10 @@ class _NormMlp(torch.autograd.Function):
                 grad_out_weight = weight_gradient(grad_out, activated)
             del activated
             if wants_weight:
-                normed = _normalise(total, norm_weight, norm_bias, ctx.eps).to(weight.dtype)
+                normed = layer_norm(total, norm_weight, norm_bias, eps=ctx.eps, out_dtype=weight.dtype)
                 grad_weight = weight_gradient(grad_hidden, normed)
                 del normed
             grad_normed = product(grad_hidden, weight.t())
-            grad_x, grad_update, *grad_norm = residual_layer_norm_gradient(
-                grad_total, grad_normed, total, factors, norm_weight, ctx.eps, ctx.update_dtype or total.dtype
-            )
+            through = normalise_gradient(ctx, grad_total, grad_normed, total, factors, norm_weight)
         grad_out_bias = bias_gradient(grad_out) if wants_out_bias else None
-        of_stream = (grad_x, None if ctx.update_dtype is None else grad_update)
-        return *of_stream, None, None, *grad_norm, grad_weight, grad_bias, grad_out_weight, grad_out_bias
-
-    @staticmethod
-    def _differentiable(ctx: Any, grad_total: Tensor | None, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        total, factors, _, *parameters = ctx.saved_tensors
-        call = functools.partial(_mlp_of_norm, eps=ctx.eps)
-        wanted = (True, *ctx.needs_input_grad[4:])
-        through_norm, *found = differentiable_gradient(call, (total, *parameters), wanted, grad_out)
-        assert through_norm is not None
-        grad_x = through_norm if grad_total is None else through_norm + grad_total
-        if ctx.update_dtype is None:
-            return grad_x, None, None, None, *found
-        grad_update = grad_x if factors is None else grad_x * spread(factors, grad_x)
-        return grad_x, grad_update.to(ctx.update_dtype), None, None, *found
+        return *through, grad_weight, grad_bias, grad_out_weight, grad_out_bias
