@@ -244,23 +244,24 @@ MAE_DFER_DEVICE void score_gradients(RowsKernel<E>& kernel, const ExchangeBackwa
     }
     soften(probs, context, head);
 
-    // dP = scale · grad_out valuesᵀ.
+    // dP without its scale, by which dS is multiplied: fused with a subtraction, products would not be rounded alike,
+    // and dS would not vanish where a row attends to one token alone.
     clear(grads);
     for (unsigned chunk = 0; chunk < task.chunks; ++chunk) {
       const Next next = chunk + 1 < task.chunks ? Next{kernel.values, pass, chunk + 1, true} : following;
       const ChunkTile<E> tile = kernel.stream.take(next, &grad_rows);
       add_scores<E>(grads, TileStream<E>::rows_with(tile), task.row, tile, [](uint32_t (&)[4]) {});
     }
-    MAE_DFER_UNROLL
-    for (unsigned n = 0; n < kPassBlocks; ++n) {
-      MAE_DFER_UNROLL
-      for (int i = 0; i < 4; ++i) grads[n][i] *= kernel.scale;
-    }
     if (!turn.last_round()) {
       head.add_grads(probs, grads);
       continue;
     }
     soften_backward(probs, grads, context, head);
+    MAE_DFER_UNROLL
+    for (unsigned n = 0; n < kPassBlocks; ++n) {
+      MAE_DFER_UNROLL
+      for (int i = 0; i < 4; ++i) grads[n][i] *= kernel.scale;
+    }
     means.add<E>(grads, scores, backward.key_sums + kernel.first_pair + pass * kPass);
     ScoreBlocks<E>::store(kernel.scores(pass), grads);
     if (task.valid > 0) {  // a warp without rows has no place in the scratch

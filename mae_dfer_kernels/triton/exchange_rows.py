@@ -150,12 +150,14 @@ def exchange_backward_rows(
         b_s += dot(cast(b_u, b_keys.dtype), tl.trans(b_keys))
         b_dp += dot(cast(b_grad, b_values.dtype), tl.trans(b_values))
         key_sums += tl.sum(b_keys.to(tl.float32), axis=1)
-    if SCALED:
-        b_dp *= tl.load(p_scale + clip).to(tl.float32)
     b_key_bias = tl.load(p_key_bias + clip * (H * K) + pair, mask=m_pair, other=0.0).to(tl.float32)
     b_p = _softmax(b_s + tl.where(token < K, b_key_bias, float("-inf"))[None, :], ROWS, HP, KP)
     b_dp = tl.reshape(b_dp, [ROWS, HP, KP])
     b_ds = b_p * (b_dp - tl.sum(b_p * b_dp, axis=2)[:, :, None])
+    if SCALED:
+        # Not of dP: fused with the subtraction, its product would not be rounded as the sum's were, and dS would not
+        # vanish where a row attends to one token alone.
+        b_ds *= tl.load(p_scale + clip).to(tl.float32)
     b_p = cast(tl.reshape(b_p, [ROWS, HP * KP]), p_probs.dtype.element_ty)
     b_ds = cast(tl.reshape(b_ds, [ROWS, HP * KP]), p_keys.dtype.element_ty)
     o_pairs = o_row.to(tl.int64)[:, None] * (HP * KP) + tl.arange(0, HP * KP)[None, :]
