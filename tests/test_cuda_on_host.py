@@ -267,6 +267,7 @@ EXCHANGES = {
     "passes": ("fp16", (2, 1, 20, 136, 5, 20)),
     "long-head": ("bf16", (1, 1, 18, 72, 2, 100)),
     "long-head-fp32": ("fp32", (2, 1, 5, 40, 1, 129)),
+    "long-rows-fp32": ("fp32", (4, 1, 9, 2048, 1, 2)),
 }
 
 
@@ -349,12 +350,12 @@ SWAPS = {
                                  "(key / 8 + lane / 16) * 16", 0),
     "fp32-fragment": ("cuda/fragments.cuh", "a[1] = float_to_bits(c[step][2]);", "a[1] = float_to_bits(c[step][1]);",
                       0),
-    "fp32-remainder": ("cuda/fragments.cuh", "multiply_add_tf32(c, a_low, b_high);", "", 0),
+    "fp32-remainder": ("cuda/fragments.cuh", "multiply_add_tf32(part, a_low, b_high);", "", 0),
     "exchange-transposed-scores": ("cuda/exchange_pairs.cuh", "turned = matrix % 2 * 2 + matrix / 2", "turned = matrix",
                                    0),
     "exchange-rows-of-statistics": ("cuda/exchange_pairs.cuh", "2 * p + 8 * i + e :", "4 * p + 2 * i + e :", 0),
-    "exchange-rows-beyond-the-last": ("cuda/exchange_tile.cuh", "inside ? inverse_square_root(variance + eps) : 0.0f",
-                                      "inverse_square_root(variance + eps)", 0),
+    "exchange-rows-beyond-the-last": ("cuda/exchange_tile.cuh", "found.inverse[half] = inside ? ",
+                                      "found.inverse[half] = true ? ", 0),
     "fp32-exchange-transposed-scores": ("cuda/exchange_pairs.cuh", "16 * (2 * p + i / 2)", "16 * (p + i / 2 * 4)", 0),
 }  # fmt: skip
 

@@ -215,16 +215,16 @@ exchange_backward_pairs(const Exchange problem, const ExchangeOptions options, c
       for (unsigned m = 0; m < kPairBlocks; ++m) {
         uint32_t left[4];
         load_left_transposed<E>(left, Task::grad_scores(stage) + group, m, inner);
-        add_product<E>(keys[m][0], left, right_unit[0]);
-        add_product<E>(keys[m][1], left, right_unit[1]);
-        if (sums_scores) add_product<E>(score_sums[m], left, right_ones);
+        Product<E>::add(keys[m][0], left, right_unit[0]);
+        Product<E>::add(keys[m][1], left, right_unit[1]);
+        if (sums_scores) Product<E>::add(score_sums[m], left, right_ones);
         load_left_transposed<E>(left, Task::probs(stage) + group, m, inner);
-        add_product<E>(values[m][0], left, right_grads[0]);
-        add_product<E>(values[m][1], left, right_grads[1]);
+        Product<E>::add(values[m][0], left, right_grads[0]);
+        Product<E>::add(values[m][1], left, right_grads[1]);
       }
       if (sums_grads) {
-        add_product<E>(grad_sums[0], left_ones, right_grads[0]);
-        add_product<E>(grad_sums[1], left_ones, right_grads[1]);
+        Product<E>::add(grad_sums[0], left_ones, right_grads[0]);
+        Product<E>::add(grad_sums[1], left_ones, right_grads[1]);
       }
     }
   }

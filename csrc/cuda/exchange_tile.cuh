@@ -58,19 +58,6 @@ MAE_DFER_DEVICE void round_pair(float* first, float* second) {
   if constexpr (sizeof(E) == 2) unpack(E(), pack(E(), *first, *second), first, second);
 }
 
-// PTX leaves open how tensor cores round what they accumulate, so long fp32 sums are added to by ordinary additions.
-template <class E>
-MAE_DFER_DEVICE void add_product(Accumulator& c, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (sizeof(E) == 2) {
-    Product<E>::add(c, a, b);
-  } else {
-    Accumulator part = {0.0f, 0.0f, 0.0f, 0.0f};
-    Product<E>::add(part, a, b);
-    MAE_DFER_UNROLL
-    for (int i = 0; i < 4; ++i) c[i] += part[i];
-  }
-}
-
 // The sixteen-byte pieces of chunk `index` of rows of so many bytes: fewer than eight in the last one, perhaps.
 MAE_DFER_DEVICE unsigned pieces_of_chunk(unsigned row_bytes, unsigned index) {
   const unsigned left = (row_bytes - index * kChunkBytes) / 16;
@@ -182,12 +169,15 @@ struct RowsTask {
     return tile.piece(row + lane_index() / 4 + 8 * half, byte / 16) + byte % 16;
   }
 
-  // Calls visit(half, value) for this thread's quarter of its two rows. Of two rows that lie side by side, one starts
-  // with a chunk's other half: they would want the same banks.
-  template <class Visit>
-  MAE_DFER_DEVICE void visit(Visit visit_value) const {
+  // Sums of term(half, value) over this thread's two rows, of which it adds up a quarter: chunk after chunk, so that
+  // long rows are no long sums. Of two rows that lie side by side, one starts with a chunk's other half: they would
+  // want the same banks.
+  template <class Term>
+  MAE_DFER_DEVICE void add_up(float (&sums)[2], Term term) const {
     const unsigned g = lane_index() / 4, p = lane_index() % 4;
+    sums[0] = sums[1] = 0.0f;
     for (unsigned index = 0; index < chunks; ++index) {
+      float part[2] = {0.0f, 0.0f};
       for (unsigned side = 0; side < 2; ++side) {
         const unsigned piece = p + 4 * ((side + g) % 2);
         if (piece < pieces(index)) {
@@ -200,38 +190,43 @@ struct RowsTask {
               float values[Word<E>::kCount];
               Word<E>::get(words[i], values);
               MAE_DFER_UNROLL
-              for (int e = 0; e < Word<E>::kCount; ++e) visit_value(half, values[e]);
+              for (int e = 0; e < Word<E>::kCount; ++e) part[half] += term(half, values[e]);
             }
           }
         }
       }
+      sums[0] += part[0];
+      sums[1] += part[1];
     }
+    sums[0] = row_sum(sums[0]);
+    sums[1] = row_sum(sums[1]);
   }
   // Of rows that are not valid the inverse is 0, so that u is 0 whatever eps.
   MAE_DFER_DEVICE UnitRows statistics(const Exchange& problem, float eps) const {
     const float channels = static_cast<float>(problem.channels);
     UnitRows found;
-    float sum[2] = {0.0f, 0.0f}, squares[2] = {0.0f, 0.0f};
-    visit([&](int half, float value) { sum[half] += value; });
+    float sums[2];
+    add_up(sums, [](int, float value) { return value; });
     MAE_DFER_UNROLL
-    for (int half = 0; half < 2; ++half) found.mean[half] = row_sum(sum[half]) / channels;
-    visit([&](int half, float value) {
-      squares[half] += (value - found.mean[half]) * (value - found.mean[half]);
-    });
+    for (int half = 0; half < 2; ++half) found.mean[half] = sums[half] / channels;
+    add_up(sums, [&](int half, float value) { return (value - found.mean[half]) * (value - found.mean[half]); });
     MAE_DFER_UNROLL
     for (int half = 0; half < 2; ++half) {
       const bool inside = static_cast<int>(lane_index() / 4) + 8 * half < valid;
-      const float variance = row_sum(squares[half]) / channels;
-      found.inverse[half] = inside ? inverse_square_root(variance + eps) : 0.0f;
+      found.inverse[half] = inside ? inverse_square_root(sums[half] / channels + eps) : 0.0f;
     }
     return found;
   }
 };
 
-// Scores += rows `row` … of `left`, a chunk of channels, times the transpose of a pass of keys or values.
+// Scores += rows `row` … of `left`, a chunk of channels, times the transpose of a pass of keys or values. In fp32, sums
+// over a chunk come first: of all steps' rounding errors, thousands of channels would make a long sum.
 template <class E, class Change>
 MAE_DFER_DEVICE void add_scores(Accumulator (&scores)[kPassBlocks], const ChunkTile<E>& left, unsigned row,
                                 const ChunkTile<E>& right, Change change) {
+  Accumulator part[kPassBlocks];
+  clear(part);
+  Accumulator(&sums)[kPassBlocks] = sizeof(E) == 2 ? scores : part;
   MAE_DFER_ROLL
   for (unsigned step = 0; step < kChunkBytes / 32; ++step) {
     uint32_t a[4];
@@ -241,8 +236,15 @@ MAE_DFER_DEVICE void add_scores(Accumulator (&scores)[kPassBlocks], const ChunkT
     for (unsigned n = 0; n < kPassBlocks / 2; ++n) {
       uint32_t b[2][2];
       right.load_right_of_transpose(b, 16 * n, step);
-      add_product<E>(scores[2 * n], a, b[0]);
-      add_product<E>(scores[2 * n + 1], a, b[1]);
+      Product<E>::add(sums[2 * n], a, b[0]);
+      Product<E>::add(sums[2 * n + 1], a, b[1]);
+    }
+  }
+  if constexpr (sizeof(E) == 4) {
+    MAE_DFER_UNROLL
+    for (unsigned n = 0; n < kPassBlocks; ++n) {
+      MAE_DFER_UNROLL
+      for (int i = 0; i < 4; ++i) scores[n][i] += part[n][i];
     }
   }
 }
@@ -280,8 +282,8 @@ MAE_DFER_DEVICE void add_mixture(Accumulator (&c)[kBlocks], const char* scores, 
     for (int n = 0; n < kBlocks / 2; ++n) {
       uint32_t b[2][2];
       Product<E>::load_right(b, right, step * Product<E>::kStep, 16 * n);
-      add_product<E>(c[2 * n], a, b[0]);
-      add_product<E>(c[2 * n + 1], a, b[1]);
+      Product<E>::add(c[2 * n], a, b[0]);
+      Product<E>::add(c[2 * n + 1], a, b[1]);
     }
   }
 }

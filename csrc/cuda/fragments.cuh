@@ -93,7 +93,9 @@ struct Product {
 };
 
 // fp32 on tensor cores that read ten bits of mantissa: each factor is a rounded number and its remainder, and of their
-// four products only the smallest is left out.
+// four products only the smallest is left out. Tensor cores round every sum towards zero, which long sums would add up
+// to a bias, so each step starts from zero and ordinary additions, to nearest, take it in (Ootomo and Yokota,
+// "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak", 2022).
 template <>
 struct Product<float> {
   static constexpr int kStep = 8;
@@ -104,9 +106,12 @@ struct Product<float> {
     for (int i = 0; i < 4; ++i) split(a[i], &a_high[i], &a_low[i]);
     MAE_DFER_UNROLL
     for (int i = 0; i < 2; ++i) split(b[i], &b_high[i], &b_low[i]);
-    multiply_add_tf32(c, a_low, b_high);
-    multiply_add_tf32(c, a_high, b_low);
-    multiply_add_tf32(c, a_high, b_high);
+    Accumulator part = {0.0f, 0.0f, 0.0f, 0.0f};
+    multiply_add_tf32(part, a_low, b_high);
+    multiply_add_tf32(part, a_high, b_low);
+    multiply_add_tf32(part, a_high, b_high);
+    MAE_DFER_UNROLL
+    for (int i = 0; i < 4; ++i) c[i] += part[i];
   }
 
   // Rows in the order that `to_left` leaves the columns of A in.
@@ -177,6 +182,32 @@ MAE_DFER_DEVICE void multiply_step(Accumulator (&c)[D / 8], const uint32_t (&a)[
     Product<E>::load_right(b, right, row, 16 * n);
     Product<E>::add(c[2 * n], a, b[0]);
     Product<E>::add(c[2 * n + 1], a, b[1]);
+  }
+}
+
+// C (16 × D) += A times the rows of `right`, where A is a matrix of scores as accumulators hold it. Of fp32, whose
+// scores are used up, the steps are a loop: unrolled, its independent products want more registers than there are.
+template <class E, int D, int kBlocks>
+MAE_DFER_DEVICE void multiply_scores(Accumulator (&c)[D / 8], Accumulator (&scores)[kBlocks], const Tile<E, D>& right) {
+  constexpr int kSteps = 8 * kBlocks / Product<E>::kStep;
+  uint32_t left[4];
+  if constexpr (sizeof(E) == 2) {
+    MAE_DFER_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      Product<E>::to_left(left, scores, step);
+      multiply_step(c, left, right, step * Product<E>::kStep);
+    }
+  } else {
+    MAE_DFER_ROLL
+    for (int step = 0; step < kSteps; ++step) {
+      Product<E>::to_left(left, scores, 0);
+      multiply_step(c, left, right, step * Product<E>::kStep);
+      MAE_DFER_UNROLL
+      for (int n = 0; n < kBlocks - 1; ++n) {
+        MAE_DFER_UNROLL
+        for (int i = 0; i < 4; ++i) scores[n][i] = scores[n + 1][i];
+      }
+    }
   }
 }
 

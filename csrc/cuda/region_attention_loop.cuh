@@ -16,11 +16,11 @@ namespace cuda {
 template <class E, int D>
 struct LoopShape {
   static constexpr int kRowBytes = Tile<E, D>::kRowBytes;
-  static constexpr int kOwned = kRowBytes >= 512 ? 32 : 64;  // what smaller GPUs' shared memory holds
-  static constexpr int kThreads = 2 * kOwned;                // sixteen rows a warp
-  static constexpr int kChunk = 32;
-  static constexpr int kBlocks = kChunk / 8;                 // of a row of scores
-  static constexpr int kSteps = kChunk / Product<E>::kStep;  // of a product over a chunk
+  static constexpr bool kWidest = kRowBytes >= 512;
+  static constexpr int kOwned = kWidest ? 32 : 64;  // what smaller GPUs' shared memory holds
+  static constexpr int kThreads = 2 * kOwned;       // sixteen rows a warp
+  static constexpr int kChunk = kWidest ? 16 : 32;  // scores that registers hold beside the sums
+  static constexpr int kBlocks = kChunk / 8;        // of a row of scores
   static constexpr int kForwardBytes = (kOwned + 4 * kChunk) * kRowBytes;
   static constexpr int kBackwardBytes = (2 * kOwned + 4 * kChunk) * kRowBytes;
 };
@@ -62,7 +62,7 @@ struct LoopTask {
   }
 };
 
-// Two matrices whose rows go by in chunks of 32, the next chunk on its way while one is worked on.
+// Two matrices whose rows go by in chunks, the next chunk on its way while one is worked on.
 template <class E, int D>
 struct Stream {
   const E *left, *right;
@@ -199,12 +199,7 @@ region_forward_loop(const RegionAttention problem, const RegionOptions options) 
       MAE_DFER_UNROLL
       for (int i = 0; i < 4; ++i) sums[n][i] *= shrink[i / 2];
     }
-    MAE_DFER_UNROLL
-    for (int step = 0; step < Shape::kSteps; ++step) {
-      uint32_t left[4];
-      Product<E>::to_left(left, scores, step);
-      multiply_step(sums, left, stream.tile(chunk, 1), step * Product<E>::kStep);
-    }
+    multiply_scores(sums, scores, stream.tile(chunk, 1));
   }
   E* const out = static_cast<E*>(problem.result) + task.region * problem.tokens * task.model + task.head * D;
   store_sums(sums, task, 1.0f / rows.sum[0], 1.0f / rows.sum[1], out, task.model);
@@ -278,12 +273,7 @@ region_backward_queries(const RegionAttention problem, const RegionOptions optio
         scores[n][i] = prob * (grad_probs[n][i] - rows.delta[i / 2]);
       }
     }
-    MAE_DFER_UNROLL
-    for (int step = 0; step < Shape::kSteps; ++step) {
-      uint32_t left[4];
-      Product<E>::to_left(left, scores, step);
-      multiply_step(sums, left, stream.tile(chunk, 0), step * Product<E>::kStep);
-    }
+    multiply_scores(sums, scores, stream.tile(chunk, 0));
   }
   E* const to = static_cast<E*>(problem.result) + task.region * problem.tokens * 3 * task.model + task.head * D;
   store_sums(sums, task, options.scale, options.scale, to, 3 * task.model);
@@ -331,14 +321,8 @@ region_backward_keys(const RegionAttention problem, const RegionOptions options,
         grads[n][i] = prob * (grads[n][i] * factor - row[2 * distance]);
       }
     }
-    MAE_DFER_UNROLL
-    for (int step = 0; step < Shape::kSteps; ++step) {
-      uint32_t left[4];
-      Product<E>::to_left(left, probs, step);
-      multiply_step(value_sums, left, stream.tile(chunk, 1), step * Product<E>::kStep);
-      Product<E>::to_left(left, grads, step);
-      multiply_step(key_sums, left, stream.tile(chunk, 0), step * Product<E>::kStep);
-    }
+    multiply_scores(value_sums, probs, stream.tile(chunk, 1));
+    multiply_scores(key_sums, grads, stream.tile(chunk, 0));
   }
   E* const to = static_cast<E*>(problem.result) + task.region * problem.tokens * 3 * task.model + task.head * D;
   store_sums(key_sums, task, options.scale, options.scale, to + task.model, 3 * task.model);

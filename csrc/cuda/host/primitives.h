@@ -6,6 +6,7 @@
 // issue and its wait; threads run ahead of each other as far as barriers let them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -156,6 +157,39 @@ inline void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
   });
 }
 
+// What a tensor core makes of c + Σ a·b, as tests of Hopper's find (Fasi et al., "Numerical behavior of NVIDIA tensor
+// cores", 2021, and later ones): exact products are aligned to the largest exponent among all terms, cut off two bits
+// beyond fp32's last, added without error, and the sum is cut off at fp32: twice towards zero, never to nearest.
+template <int kTerms, int kColumns>
+float fused_sum(float c, const float (&a)[kTerms], const float (&b)[kTerms][kColumns], int column) {
+  constexpr int kFractionBits = 23 + 2, kBias = 127;
+  const auto exponent = [](float value) { return static_cast<int>(float_to_bits(value) >> 23 & 255) - kBias; };
+  int largest = exponent(c);
+  double plain = c;
+  for (int k = 0; k < kTerms; ++k) {
+    largest = std::max(largest, exponent(a[k]) + exponent(b[k][column]));
+    plain += double{a[k]} * b[k][column];
+  }
+  if (!std::isfinite(plain)) return static_cast<float>(plain);
+  const double unit = std::ldexp(1.0, largest - kFractionBits), inverse = 1.0 / unit;
+  int64_t sum = static_cast<int64_t>(c * inverse);
+  for (int k = 0; k < kTerms; ++k) sum += static_cast<int64_t>(double{a[k]} * b[k][column] * inverse);
+  const double exact = static_cast<double>(sum) * unit;
+  const float nearest = static_cast<float>(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// C += A B of a warp, whose threads hold rows g and g + 8 and columns 2p and 2p + 1 of C.
+template <int kTerms>
+void accumulate(void* const* lanes, const float (&left)[16][kTerms], const float (&right)[kTerms][8]) {
+  for (int lane = 0; lane < 32; ++lane) {
+    float* const c = of(lanes, lane).c;
+    for (int i = 0; i < 4; ++i) {
+      c[i] = fused_sum(c[i], left[lane / 4 + (i >= 2 ? 8 : 0)], right, 2 * (lane % 4) + i % 2);
+    }
+  }
+}
+
 // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": element i of a thread's fragment stands at
 // A: row g (i in 0, 1, 4, 5) or g + 8, column 2p + i % 2 (+ 8 for i >= 4); B: row 2p + i % 2 (+ 8 for i >= 2), column
 // g; C: row g (+ 8 for i >= 2), column 2p + i % 2; with g = lane / 4 and p = lane % 4.
@@ -178,12 +212,7 @@ void multiply_add(E, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
       }
       for (int i = 0; i < 4; ++i) right[2 * p + i % 2 + (i >= 2 ? 8 : 0)][g] = element(of(lanes, lane).b, i);
     }
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + (i >= 2 ? 8 : 0), column = 2 * (lane % 4) + i % 2;
-        for (int k = 0; k < 16; ++k) of(lanes, lane).c[i] += left[row][k] * right[k][column];
-      }
-    }
+    accumulate(lanes, left, right);
   });
 }
 
@@ -202,12 +231,7 @@ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], const uint3
       for (int i = 0; i < 4; ++i) left[g + (i % 2 ? 8 : 0)][p + (i >= 2 ? 4 : 0)] = element(of(lanes, lane).a, i);
       for (int i = 0; i < 2; ++i) right[p + (i ? 4 : 0)][g] = element(of(lanes, lane).b, i);
     }
-    for (int lane = 0; lane < 32; ++lane) {
-      for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + (i >= 2 ? 8 : 0), column = 2 * (lane % 4) + i % 2;
-        for (int k = 0; k < 8; ++k) of(lanes, lane).c[i] += left[row][k] * right[k][column];
-      }
-    }
+    accumulate(lanes, left, right);
   });
 }
 
