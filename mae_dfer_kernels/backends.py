@@ -53,18 +53,20 @@ def module(op: str, backend: str) -> ModuleType:
     loaded = _MODULES[op].get(backend)
     if loaded is not None:
         return loaded
-    if backend == "triton":
-        # An import statement, which torch.compile can trace; `importlib` it cannot.
-        from mae_dfer_kernels.triton import exchange, gelu_gradient, region_attention, residual_layer_norm
+    return _triton_modules()[op] if backend == "triton" else _CUDA_MODULES[op]
 
-        return {
-            "exchange": exchange,
-            "layer_norm": residual_layer_norm,
-            "gelu_gradient": gelu_gradient,
-            "region_attention": region_attention,
-            "residual_layer_norm": residual_layer_norm,
-        }[op]
-    return _CUDA_MODULES[op]
+
+def _triton_modules() -> dict[str, ModuleType]:
+    # An import statement, which torch.compile can trace; `importlib` it cannot.
+    from mae_dfer_kernels.triton import exchange, gelu_gradient, region_attention, residual_layer_norm
+
+    return {
+        "exchange": exchange,
+        "layer_norm": residual_layer_norm,
+        "gelu_gradient": gelu_gradient,
+        "region_attention": region_attention,
+        "residual_layer_norm": residual_layer_norm,
+    }
 
 
 def missing(op: str, backend: str) -> str | None:
@@ -84,8 +86,27 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
     """Why ``backend`` cannot run operator ``op`` on ``problem`` (a tensor first), or None if it can."""
     if backend == "eager":
         return None
+    x = problem[0]
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return _ask(op, backend, *problem)
+    key = (op, backend, x.device, x.dtype, x.shape, problem[1:])
+    if key not in _asked:
+        if len(_asked) > _MOST_ASKED:
+            _asked.clear()
+        _asked[key] = _ask(op, backend, *problem)
+    return _asked[key]
+
+
+def _ask(op: str, backend: str, *problem: Any) -> str | None:
     reason: str | None = missing(op, backend) or module(op, backend).unavailable(*problem)
     return reason
+
+
+# Modules that have run a call: an import statement takes ten microseconds.
+_loaded: dict[tuple[str, str], ModuleType] = {}
+# Of GPUs, whose properties take long to ask for: a step's launches wait for the processor already.
+_asked: dict[tuple[Any, ...], str | None] = {}
+_MOST_ASKED = 4096
 
 
 def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs: Any) -> Any:
@@ -102,7 +123,7 @@ def run(op: str, direction: str, backend: str, problem: tuple[Any, ...], *inputs
         reason = unavailable(op, backend, *problem)
         if reason is not None:
             raise BackendUnavailable(f"backend {backend!r} cannot run this call: {reason}")
-        loaded = module(op, backend)
+        loaded = _loaded.get((op, backend)) or _loaded.setdefault((op, backend), module(op, backend))
     function = getattr(loaded, direction)
     if profiling.enabled:
         return profiling.run(f"{op} {direction} [{backend}]", function, *inputs)
@@ -161,7 +182,7 @@ def _choose_fastest(op: str, *problem: Any) -> str:
         _warn_once(f"no fused {op} for device {device!r}")
         return "eager"
     reasons = []
-    for name in _PREFERENCE[device][:: -1 if _trains_attention(op, problem[0]) else 1]:
+    for name in _PREFERENCE[device][:: -1 if _better_in_cuda(op, problem[0]) else 1]:
         reason = unavailable(op, name, *problem)
         if reason is None:
             return name
@@ -170,10 +191,20 @@ def _choose_fastest(op: str, *problem: Any) -> str:
     return "eager"
 
 
-def _trains_attention(op: str, x: torch.Tensor) -> bool:
-    """Whether this is attention in 16 bits whose gradient will be asked for: on an H100, B = 32 and S = 101, it takes
-    39 µs forward and 132 µs backward by Triton, 50 and 100 in CUDA C++."""
-    return op == "region_attention" and x.element_size() == 2 and x.requires_grad and torch.is_grad_enabled()
+def _better_in_cuda(op: str, x: torch.Tensor) -> bool:
+    """Whether CUDA C++ is to come before Triton.
+
+    For what is small, since Python takes some 50 µs less to launch it. And for attention in 16 bits whose gradient will
+    be asked for: on an H100, B = 32 and S = 101, it takes 39 µs forward and 132 µs backward by Triton, 50 and 100 in
+    CUDA C++. The exchange in CUDA C++ multiplies the rows of a float32 stream in float32, and takes longer.
+    """
+    if op == "exchange":
+        return False
+    trains = op == "region_attention" and x.requires_grad and torch.is_grad_enabled()
+    return (trains and x.element_size() == 2) or x.numel() < _SMALL
+
+
+_SMALL = 2**22
 
 
 _warned: set[str] = set()
