@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import region_attention
 
+from .casts import current
 from .linear import Linear, linear
 from .mlp import norm_mlp
 from .recompute import norm_linear, spread
@@ -137,7 +138,7 @@ class Attention(nn.Module):
 
     def of_stream(self, stream: Residual, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """The stream's sum x, and :meth:`forward` of it, fused."""
-        x, packed = stream.norm_linear(norm, self.qkv.weight, self._bias("qkv"))
+        x, packed = stream.norm_linear(norm, current(self.qkv.weight), self._bias("qkv"))
         mixed = self._mix(packed.view(-1, *packed.shape[-2:]))
         return x, self._output(mixed).view(x.shape)
 
@@ -149,7 +150,7 @@ class Attention(nn.Module):
         return self.cross(x[:, -wanted:], norm, x, norm)
 
     def _mixed(self, rows: Tensor, norm: nn.LayerNorm) -> Tensor:
-        return self._mix(self._project(rows, norm, self.qkv.weight, self._bias("qkv")))
+        return self._mix(self._project(rows, norm, current(self.qkv.weight), self._bias("qkv")))
 
     def _mix(self, packed: Tensor) -> Tensor:
         """Self-attention from the packed projection (R, S, 3C)."""
@@ -169,8 +170,8 @@ class Attention(nn.Module):
     def cross(self, x: Tensor, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm) -> Tensor:
         """``norm(x)`` (…, S, C) attends to ``context_norm(context)`` (…, K, C) → (…, S, C)."""
         rows, context = x.reshape(-1, *x.shape[-2:]), context.reshape(-1, *context.shape[-2:])
-        query_weight, key_value_weight = self.qkv.weight.split((x.shape[-1], 2 * x.shape[-1]))
-        query = self._project(rows, norm, query_weight, self.q_bias)
+        query_weight, key_value_weight = current(self.qkv.weight).split((x.shape[-1], 2 * x.shape[-1]))
+        query = self._project(rows, norm, query_weight, current(self.q_bias))
         key, value = self._project(context, context_norm, key_value_weight, self._bias("kv")).chunk(2, dim=-1)
         return self._output(self._attend(query, key, value)).view(x.shape)
 
@@ -181,7 +182,8 @@ class Attention(nn.Module):
         return F.dropout(self.proj(mixed), self.drop_rate, self.training)
 
     def _bias(self, parts: str) -> Tensor:
-        given = {"q": self.q_bias, "k": torch.zeros_like(self.v_bias), "v": self.v_bias}
+        query, value = current(self.q_bias), current(self.v_bias)
+        given = {"q": query, "k": torch.zeros_like(value), "v": value}
         return torch.cat([given[part] for part in parts])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

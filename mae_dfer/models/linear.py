@@ -19,6 +19,8 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from mae_dfer_kernels.calls import autocast_dtype, is_plain, plain_autograd_needed, transformed, without_autocast
 
+from .casts import current
+
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 if _onednn is not None and _onednn not in flop_registry:
@@ -32,7 +34,7 @@ class Linear(nn.Linear):
     """An `nn.Linear` by :func:`linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return linear(input, self.weight, self.bias)
+        return linear(input, current(self.weight), None if self.bias is None else current(self.bias))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mae_dfer_kernels import gelu_gradient, layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, without_autocast
 
+from .casts import current
 from .linear import bias_gradient, linear, product, weight_gradient
 from .recompute import differentiable_gradients, normalise, normalise_gradient, plain_norm
 from .residual import Residual
@@ -29,7 +30,7 @@ def norm_mlp(stream: Residual, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linea
         total, hidden = stream.norm_linear(norm, fc1.weight, fc1.bias)
         return total, linear(F.gelu(hidden), fc2.weight, fc2.bias)
     dtype = autocast_dtype(stream.x)
-    linears = (tensor.to(dtype) for tensor in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
+    linears = (current(tensor).to(dtype) for tensor in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
     return _NormMlp.apply(*stream, norm.eps, norm.weight, norm.bias, *linears)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mae_dfer_kernels.calls import autocast_dtype
 
+from .casts import cast_together
 from .recompute import residual_norm_linear, spread
 
 
@@ -45,7 +46,8 @@ def through_blocks(blocks: nn.ModuleList, x: Tensor, residual_dtype: str, *wante
     for index, block in enumerate(blocks):
         arguments = wanted if index == last else ()
         if _hands_on_streams(block):
-            stream = cast(Any, block).of_stream(stream, *arguments)
+            with cast_together(block):
+                stream = cast(Any, block).of_stream(stream, *arguments)
         else:
             stream = Residual(block(stream.added(), *arguments))
     return stream.added()

@@ -1,0 +1,69 @@
+"""A block's weights in autocast's dtype: the same numbers as by autocast itself, and gradients where they belong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import mae_dfer
+from mae_dfer.models import casts
+
+SIZES = {"img_size": (32, 64), "num_frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "region_size": (1, 2, 2)}
+TINY = "lgi_former_tiny_patch16_160"
+
+
+@pytest.fixture
+def on_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it does not pay, but computes the same."""
+    monkeypatch.setattr(casts, "_takes", lambda parameter: parameter.dtype == torch.float32)
+
+
+def results(model: torch.nn.Module, clip: Tensor) -> list[Tensor]:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(clip)
+    model.zero_grad()
+    out.float().square().sum().backward()
+    return [out, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+
+
+def make_model() -> tuple[torch.nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = mae_dfer.create_model(TINY, **SIZES)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model, torch.randn(2, 3, 4, 32, 64)
+
+
+def test_as_autocast(on_cpu_too: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clip = make_model()
+    used = []
+    foreach = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *lists: (used.append(len(lists[0])), foreach(*lists)))
+    together = results(model, clip)
+    assert len(used) == 2 * SIZES["depth"]  # forward and backward of each block
+    monkeypatch.setattr(casts, "_takes", lambda parameter: False)
+    for ours, right in zip(together, results(model, clip), strict=True):
+        assert ours.dtype == right.dtype
+        torch.testing.assert_close(ours, right, rtol=0, atol=0)
+
+
+def test_frozen_weights_get_no_gradient(on_cpu_too: None) -> None:
+    model, clip = make_model()
+    frozen = [model.encoder.blocks[0].mlp.fc1.weight, model.encoder.blocks[1].local_attn.q_bias]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    results(model, clip)
+    for parameter in model.parameters():
+        assert (parameter.grad is None) == any(parameter is other for other in frozen)
+
+
+def test_differentiable_twice(on_cpu_too: None) -> None:
+    model, clip = make_model()
+    clip.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(clip).float().sum()
+    weight = model.encoder.blocks[0].mlp.fc1.weight
+    (first,) = torch.autograd.grad(out, weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), clip)
+    assert second.isfinite().all() and second.any()
