@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command of under eight minutes: build, tests, checkers, ceilings, benchmarks.
 
-    python benchmarks/gpu_check.py [--results FOLDER] [--seconds N]
+    python benchmarks/gpu_check.py [--results FOLDER] [--seconds N] [--stages NAME …]
 
 Stages, each with its own budget of time; one that fails or runs out of it says so, and the others go on:
 
@@ -149,14 +149,14 @@ def read_json(file: Path) -> dict[str, Any]:
 def stages() -> list[Stage]:
     """In this order; the budgets fill TOTAL_S."""
     return [
-        Stage("build", 75, build),
-        Stage("tests", 95, gpu_tests),
+        Stage("build", 60, build),
+        Stage("tests", 90, gpu_tests),
         *(Stage(tool, 40, lambda seconds, tool=tool: sanitize(tool, seconds)) for tool in TOOLS),
         Stage("ceilings", 20, ceilings),
         Stage("attn_bench op", 75, lambda seconds: attn_bench("op", seconds)),
         Stage("attn_bench block", 25, lambda seconds: attn_bench("block", seconds)),
-        Stage("attn_bench encoder", 50, lambda seconds: attn_bench("encoder", seconds)),
-        Stage("train_bench", 45, train_bench),
+        Stage("attn_bench encoder", 60, lambda seconds: attn_bench("encoder", seconds)),
+        Stage("train_bench", 55, train_bench),
     ]
 
 
@@ -165,6 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python benchmarks/gpu_check.py", description="Builds, tests and measures on a GPU.")
     parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
     parser.add_argument("--seconds", type=float, default=TOTAL_S, metavar="N", help="for all stages together")
+    names = [stage.name for stage in stages()]
+    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="NAME",
+                        help=f"these alone, of {', '.join(map(repr, names))}")  # fmt: skip
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         raise UserError("gpu_check needs an NVIDIA GPU, and torch sees none on this machine")
@@ -176,8 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"{last.name:<20}{last.status:<13}{last.seconds:6.0f} s  {last.detail}")
         write_results(options.results, {"environment": facts, "stages": [o.to_dict() for o in outcomes]})
 
+    chosen = [stage for stage in stages() if stage.name in options.stages]
     outcomes = run_stages(
-        stages(), options.seconds, after, lambda name: print(f"{name} …", file=sys.stderr, flush=True)
+        chosen, options.seconds, after, lambda name: print(f"{name} …", file=sys.stderr, flush=True)
     )
     files = write_results(options.results, {"environment": facts, "stages": [o.to_dict() for o in outcomes]})
     console.print("wrote " + ", ".join(map(str, files)))
