@@ -4,6 +4,7 @@ Needs PyTorch alone. ``python -m mae_dfer_kernels`` says which backends can run 
 """
 
 from mae_dfer_kernels.backends import BackendUnavailable
+from mae_dfer_kernels.column_sums import column_sums
 from mae_dfer_kernels.exchange import exchange
 from mae_dfer_kernels.gelu_gradient import gelu_gradient
 from mae_dfer_kernels.layer_norm import layer_norm
@@ -15,6 +16,7 @@ from mae_dfer_kernels import flops  # isort: skip
 
 __all__ = [
     "BackendUnavailable",
+    "column_sums",
     "exchange",
     "flops",
     "gelu_gradient",

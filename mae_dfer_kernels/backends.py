@@ -13,10 +13,12 @@ from mae_dfer_kernels.cuda import device as cuda_device
 from mae_dfer_kernels.cuda import exchange as cuda_exchange
 from mae_dfer_kernels.cuda import region_attention as cuda_region_attention
 from mae_dfer_kernels.cuda import residual_layer_norm as cuda_residual_layer_norm
+from mae_dfer_kernels.native import column_sums as native_column_sums
 from mae_dfer_kernels.native import exchange as native_exchange
 from mae_dfer_kernels.native import gelu_gradient as native_gelu_gradient
 from mae_dfer_kernels.native import region_attention as native_region_attention
 from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
+from mae_dfer_kernels.reference import column_sums as reference_column_sums
 from mae_dfer_kernels.reference import exchange as reference_exchange
 from mae_dfer_kernels.reference import gelu_gradient as reference_gelu_gradient
 from mae_dfer_kernels.reference import region_attention as reference_region_attention
@@ -27,6 +29,7 @@ NAMES = ("eager", "cpu", "triton", "cuda")
 
 # Triton is imported when it is first asked for.
 _MODULES = {
+    "column_sums": {"eager": reference_column_sums, "cpu": native_column_sums},
     "exchange": {"eager": reference_exchange, "cpu": native_exchange},
     # With nothing to add.
     "layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
@@ -58,9 +61,10 @@ def module(op: str, backend: str) -> ModuleType:
 
 def _triton_modules() -> dict[str, ModuleType]:
     # An import statement, which torch.compile can trace; `importlib` it cannot.
-    from mae_dfer_kernels.triton import exchange, gelu_gradient, region_attention, residual_layer_norm
+    from mae_dfer_kernels.triton import column_sums, exchange, gelu_gradient, region_attention, residual_layer_norm
 
     return {
+        "column_sums": column_sums,
         "exchange": exchange,
         "layer_norm": residual_layer_norm,
         "gelu_gradient": gelu_gradient,

@@ -61,12 +61,12 @@ def _exchange_backward_flops(
 
 
 @register_flop_formula([
-    torch.ops.mae_dfer_kernels.gelu_gradient,
+    torch.ops.mae_dfer_kernels.column_sums, torch.ops.mae_dfer_kernels.gelu_gradient,
     torch.ops.mae_dfer_kernels.layer_norm, torch.ops.mae_dfer_kernels.layer_norm_backward,
     torch.ops.mae_dfer_kernels.residual_layer_norm, torch.ops.mae_dfer_kernels.residual_layer_norm_backward,
 ])  # fmt: skip
 def _no_flops(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Nothing, as for torch's own LayerNorm, GELU and additions: there is no matmul in them."""
+    """Nothing, as for torch's own LayerNorm, GELU, sums and additions: there is no matmul in them."""
     return 0
 
 

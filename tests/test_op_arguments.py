@@ -27,6 +27,7 @@ from torch import Tensor
 
 import mae_dfer_kernels
 from mae_dfer_kernels import BackendUnavailable
+from mae_dfer_kernels.reference import column_sums as column_sums_reference
 from mae_dfer_kernels.reference import gelu_gradient as gelu_gradient_reference
 from mae_dfer_kernels.reference import region_attention as region_attention_reference
 from mae_dfer_kernels.reference import residual_layer_norm as residual_layer_norm_reference
@@ -114,6 +115,16 @@ def plain_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, **opti
     )[1:]
 
 
+def good_column_sums(draw: Draw) -> Arguments:
+    shape = (*draw(st.lists(st.integers(0, 4), max_size=2)), draw(st.integers(1, 19)))
+    arguments = {"rows": normal(*shape, dtype=draw(st.sampled_from(FLOATS))), "backend": draw(BACKENDS)}
+    return wanting_gradient(draw, arguments, "rows")
+
+
+def plain_column_sums(rows: Tensor, backend: str) -> tuple[Tensor, ...]:
+    return (column_sums_reference.forward(rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])),)
+
+
 def good_gelu_gradient(draw: Draw) -> Arguments:
     shape = (*draw(st.lists(st.integers(0, 4), max_size=2)), draw(st.integers(1, 19)))
     dtype = draw(st.sampled_from(FLOATS))
@@ -187,6 +198,7 @@ class Operator:
 
 PUBLIC = {
     "region_attention": Operator(good_region_attention, plain_region_attention),
+    "column_sums": Operator(good_column_sums, plain_column_sums),
     "exchange": Operator(good_exchange, plain_exchange, ("row_scale",)),
     "layer_norm": Operator(good_layer_norm, plain_layer_norm),
     "gelu_gradient": Operator(good_gelu_gradient, plain_gelu_gradient),
@@ -270,6 +282,11 @@ def good_registered_exchange_backward(draw: Draw) -> Arguments:
     return {"grad_out": normal(*given["x"].shape, dtype=given["x"].dtype), **given}
 
 
+def good_registered_column_sums(draw: Draw) -> Arguments:
+    rows = normal(draw(st.integers(0, 5)), draw(st.integers(1, 19)), dtype=draw(st.sampled_from(FLOATS)))
+    return {"rows": rows, "backend": draw(st.sampled_from(["eager", "cpu"]))}
+
+
 def good_registered_gelu_gradient(draw: Draw) -> Arguments:
     rows, dtype = (draw(st.integers(0, 5)), draw(st.integers(1, 19))), draw(st.sampled_from(FLOATS))
     arguments = {name: normal(*rows, dtype=dtype) for name in ("grad", "x")}
@@ -277,6 +294,7 @@ def good_registered_gelu_gradient(draw: Draw) -> Arguments:
 
 
 REGISTERED = {
+    "column_sums": good_registered_column_sums,
     "exchange_rows": good_registered_exchange,
     "exchange_rows_backward": good_registered_exchange_backward,
     "layer_norm": good_registered_norm_alone,

@@ -61,6 +61,13 @@ def test_gelu_gradient_spills_no_register(channels, dtype, capability):
 
 
 @pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("channels", [512, 1536, 1000])
+def test_column_sums_spill_no_register(channels, dtype, capability):
+    _check(compile_report.compile_column_sums(channels, dtype, capability))
+
+
+@pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
 @pytest.mark.parametrize("shape", compile_report.FAST_EXCHANGES, ids=str)
 def test_fast_exchanges_spill_no_register(shape, capability):
     resources = compile_report.compile_exchange(*shape, capability=capability)

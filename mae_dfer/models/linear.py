@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from mae_dfer_kernels import column_sums
 from mae_dfer_kernels.calls import autocast_dtype, is_plain, plain_autograd_needed, transformed, without_autocast
 
 from .casts import current
@@ -88,7 +89,7 @@ def weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
 
 def bias_gradient(grad: Tensor) -> Tensor:
     """Σ grad over all rows: (…, O) → (O,)."""
-    return grad.reshape(-1, grad.shape[-1]).sum(dim=0)
+    return column_sums(grad)
 
 
 def differentiable_gradient(

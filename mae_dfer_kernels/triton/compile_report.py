@@ -17,7 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mae_dfer_kernels.triton import exchange, gelu_gradient, launch, residual_layer_norm
+from mae_dfer_kernels.triton import column_sums, exchange, gelu_gradient, launch, residual_layer_norm
+from mae_dfer_kernels.triton import column_sums_rows as column_kernels
 from mae_dfer_kernels.triton import exchange_rows as exchange_kernels
 from mae_dfer_kernels.triton import gelu_gradient_rows as gelu_kernels
 from mae_dfer_kernels.triton import region_attention_loop as loop_kernels
@@ -93,6 +94,17 @@ def compile_gelu_gradient(channels: int = 2048, dtype: str = "bf16", capability:
     """Compile GELU's gradient for rows of `channels` channels."""
     constants = gelu_gradient.settings(channels)
     return [_compile(gelu_kernels.gelu_gradient_rows, dtype, capability, constants, gelu_gradient.NUM_WARPS)]
+
+
+def compile_column_sums(channels: int = 512, dtype: str = "bf16", capability: int = 90) -> list[Resources]:
+    """Compile sums over rows of `channels` channels."""
+    num_warps = column_sums.NUM_WARPS
+    first = column_sums.settings(channels, _ITEMSIZE[dtype])
+    second = {"C": channels, **column_sums.PARTIAL_TILE}
+    return [
+        _compile(column_kernels.partial_sums, dtype, capability, first, num_warps),
+        _compile(column_kernels.add_partial_sums, dtype, capability, second, num_warps),
+    ]
 
 
 def compile_exchange(
@@ -225,6 +237,13 @@ def main() -> None:
         for capability in CAPABILITIES
     ]
     _print_table("GELU's gradient", "dtype | C", gelus)
+    sums = [
+        (f"{dtype} | {channels} | {capability}", compile_column_sums(channels, dtype, capability))
+        for dtype in ("bf16", "fp32")
+        for channels in (512, 1536)
+        for capability in CAPABILITIES
+    ]
+    _print_table("Sums over rows", "dtype | C", sums)
     exchanges = [
         (" | ".join(map(str, (*shape, capability))), compile_exchange(*shape, capability=capability))
         for shape in FAST_EXCHANGES
