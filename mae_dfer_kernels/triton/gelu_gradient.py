@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.triton import device
+from mae_dfer_kernels.triton.column_sums import add_partial_sums
 from mae_dfer_kernels.triton.device import compile_options, with_dense_rows
 
 if device.IMPORT_ERROR is None:
@@ -54,10 +55,10 @@ def backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     chosen = settings(channels)
     blocks = -(-channels // chosen["COLUMNS"])
     splits = min(-(-num_rows // chosen["ROWS"]), max(_PROGRAMS // blocks, 1))
-    partial_sums = torch.empty((splits, channels), dtype=torch.float32, device=x.device)
+    partial_sums = torch.empty((splits, 1, channels), dtype=torch.float32, device=x.device)
     with on_device(x.device):
         kernels.gelu_gradient_rows[(blocks, splits)](
             grad, x, grad_x, gelu_x, partial_sums, grad.stride(0), x.stride(0), num_rows,
             **chosen, **compile_options(NUM_WARPS),
         )  # fmt: skip
-    return grad_x, gelu_x, partial_sums.sum(dim=0).to(x.dtype)
+    return grad_x, gelu_x, add_partial_sums(partial_sums, x.dtype)[0]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.triton import device
+from mae_dfer_kernels.triton.column_sums import add_partial_sums
 from mae_dfer_kernels.triton.device import compile_options, with_dense_rows
 
 if device.IMPORT_ERROR is None:
@@ -105,8 +106,8 @@ def backward(
             grad_normed.stride(1), total.stride(0), total.stride(1), num_rows, total.shape[1], eps,
             SCALED=row_scale is not None, HAS_GRAD_SUM=grad_sum is not None, SHARED=shared, **chosen, **options,
         )  # fmt: skip
-    grad_weight, grad_bias = partial_sums.sum(dim=0).to(weight.dtype).unbind(0)
-    return grad_x, grad_update, grad_weight.clone(), grad_bias.clone()
+    grad_weight, grad_bias = add_partial_sums(partial_sums, weight.dtype)
+    return grad_x, grad_update, grad_weight, grad_bias
 
 
 def _split(chosen: dict[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
