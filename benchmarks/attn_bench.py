@@ -49,6 +49,10 @@ FIELDS = {
     "backward_ms": "median of a forward pass with gradients and the backward pass together: forward + backward",
     "forward_iqr_ms": "interquartile range of the same over the rounds",
     "backward_iqr_ms": "interquartile range of the same over the rounds",
+    "forward_wall_ms": "median wall time of one call launched from Python, then waited for; on a CPU forward_ms",
+    "backward_wall_ms": "the same of forward + backward",
+    "captured": "forward_ms and backward_ms are of CUDA graphs: GPU work alone. false: a CPU; or a GPU where a capture "
+    "failed, and launching by Python, where it is slower than the GPU, is in the times",
     "peak_bytes": "memory that a forward and backward add at their peak: results, what is kept, temporaries, gradients",
     "rounds": "rounds in which every variant of the case ran once",
 }
@@ -68,6 +72,9 @@ class Row:
     forward_iqr_ms: float
     backward_ms: float
     backward_iqr_ms: float
+    forward_wall_ms: float
+    backward_wall_ms: float
+    captured: bool
     peak_bytes: int
     rounds: int
 
@@ -189,11 +196,13 @@ def run_case(case: Case, device: torch.device, effort: Effort, show: Show) -> li
 
 def make_row(level: str, variant: Variant, macs: int, memory: int, times: Times) -> Row:
     problem = variant.problem
-    forward, both = (np.percentile(values, (25, 50, 75)) for values in (times.forward, times.both))
+    parts = (times.forward, times.both)
+    forward, both = (np.percentile([once.device for once in part], (25, 50, 75)) for part in parts)
+    walls = (float(np.median([once.wall for once in part])) for part in parts)
     return Row(
         level, problem.op, variant.name, problem.shape, problem.dtype, macs,
-        float(forward[1]), float(forward[2] - forward[0]), float(both[1]), float(both[2] - both[0]),
-        memory, len(times.forward),
+        float(forward[1]), float(forward[2] - forward[0]), float(both[1]), float(both[2] - both[0]), *walls,
+        times.captured, memory, len(times.forward),
     )  # fmt: skip
 
 
@@ -253,24 +262,35 @@ def milliseconds(middle: float, spread: float) -> str:
     return f"{middle:.{digits}f} ± {spread / 2:.{digits}f}"
 
 
-def show_table(groups: list[tuple[str, list[Row]]], title: str) -> None:
+def show_table(groups: list[tuple[str, list[Row]]], title: str, gpu: bool) -> None:
     caption = (
         "± half the interquartile range. ours: how many times as long as ours a variant takes; in a line of ours, "
         "the best variant of the same computation (vit-… computes another)."
     )
+    walls = gpu and any(row.level != "op" for _, group in groups for row in group)
+    if walls:
+        caption += " wall: one call launched from Python; where it is longer, the host is slower than the GPU."
     table = Table("", "shape", title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("GMAC", "forward ms", "ours", "fwd + bwd ms", "ours", "peak MB"):
+    wall = ("wall",) if walls else ()
+    for name in ("GMAC", "forward ms", *wall, "ours", "fwd + bwd ms", *wall, "ours", "peak MB"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, group in groups:
         table.add_row(name, style="italic")
         for row in group:
             table.add_row(
-                f"  {row.variant}", "×".join(map(str, row.shape)), f"{row.macs / 1e9:.3f}",
-                milliseconds(row.forward_ms, row.forward_iqr_ms), compare(group, row, "forward_ms"),
-                milliseconds(row.backward_ms, row.backward_iqr_ms), compare(group, row, "backward_ms"),
+                f"  {row.variant}" + (", not captured" if gpu and not row.captured else ""),
+                "×".join(map(str, row.shape)), f"{row.macs / 1e9:.3f}",
+                *timed(group, row, "forward", walls), *timed(group, row, "backward", walls),
                 f"{row.peak_bytes / 1e6:.1f}", style="bold" if row.variant.startswith("fused") else None,
             )  # fmt: skip
     console.print(table)
+
+
+def timed(group: list[Row], row: Row, part: str, walls: bool) -> list[str]:
+    """Cells of a time, its wall time if ``walls`` are shown (of one operator it is Python's), and how it compares."""
+    middle, spread, wall = (getattr(row, f"{part}_{name}") for name in ("ms", "iqr_ms", "wall_ms"))
+    cells = [f"{wall:.1f}" if row.level != "op" else ""] if walls else []
+    return [milliseconds(middle, spread), *cells, compare(group, row, f"{part}_ms")]
 
 
 def show_left_out(left_out: list[LeftOut]) -> None:
@@ -345,7 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     results = run(plan, save)
     name = f"{facts['device_name']}, {facts['threads']} threads, torch {facts['torch']}"
-    show_table(results.groups, f"Attention on {name} ({time.perf_counter() - started:.0f} s)")
+    show_table(results.groups, f"Attention on {name} ({time.perf_counter() - started:.0f} s)",
+               plan.device.type == "cuda")  # fmt: skip
     show_left_out(results.left_out)
     for note in results.notes:
         console.print(f"note: {note}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ if not BENCHMARKS.exists():
 sys.path.insert(0, str(BENCHMARKS))
 
 import attn_bench  # noqa: E402
-from bench import blocks, encoders, facts, measure, ops, variants  # noqa: E402
+from bench import blocks, clock, encoders, facts, measure, ops, variants  # noqa: E402
 
 from mae_dfer import create_model  # noqa: E402
 from mae_dfer.models.layers import Attention  # noqa: E402
@@ -65,6 +67,7 @@ def test_json_holds_every_row_and_field(small: None, tmp_path: Path, capsys: pyt
         assert row["level"] == "op" and row["dtype"] == "float32" and all(size > 0 for size in row["shape"])
         assert min(row["forward_ms"], row["backward_ms"], row["peak_bytes"]) > 0
         assert min(row["forward_iqr_ms"], row["backward_iqr_ms"]) >= 0
+        assert row["forward_wall_ms"] == row["forward_ms"] and not row["captured"], "a CPU has one clock"
     # Two clips of two regions: two matmuls of S·S·D for each of 8 heads; SDPA's kernel is counted too.
     macs = 2 * 4 * 101 * 101 * 8 * 64
     assert all(rows["region_attention", name]["macs"] == macs for name in ("eager", "sdpa", "fused-cpu"))
@@ -197,9 +200,87 @@ def test_a_model_can_be_put_on_a_backend(monkeypatch: pytest.MonkeyPatch) -> Non
         assert backends.choose("region_attention", "auto", qkv, 1) == "cpu", "cuda cannot run this"
 
 
+class PretendedGpu:
+    """As much of ``torch.cuda`` as a clock takes: a kernel is what ``launch`` counts, and lasts a millisecond."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+        self.launched: list[int] = []
+        self.kernels, self.capturing, self.refuses = 0, False, refuses
+        same: dict[str, Any] = {
+            "Stream": object, "stream": nullcontext, "device": nullcontext, "graph_pool_handle": object,
+            "synchronize": lambda: None, "_sleep": lambda cycles: None, "CUDAGraph": lambda: PretendedGraph(self),
+            "graph": self.graph, "Event": lambda enable_timing: PretendedEvent(self),
+        }  # fmt: skip
+        for name, value in same.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    @contextmanager
+    def graph(self, graph: PretendedGraph, pool: object, stream: object) -> Iterator[None]:
+        before, self.capturing = self.kernels, True
+        try:
+            yield
+        finally:
+            self.capturing = False
+        graph.kernels, self.kernels = self.kernels - before, before
+
+    def launch(self, turn: int) -> None:
+        if self.capturing and self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.launched.append(turn)
+        self.kernels += 1
+
+
+@dataclass
+class PretendedGraph:
+    gpu: PretendedGpu
+    kernels: int = 0
+
+    def replay(self) -> None:
+        self.gpu.kernels += self.kernels
+
+
+@dataclass
+class PretendedEvent:
+    gpu: PretendedGpu
+    at: int = 0
+
+    def record(self) -> None:
+        self.at = self.gpu.kernels
+
+    def elapsed_time(self, end: PretendedEvent) -> float:
+        return float(end.at - self.at)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_gpu_is_timed_by_replays_or_by_launches_where_a_capture_fails(
+    refuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = PretendedGpu(monkeypatch, refuses)
+    timer = clock.GpuClock(gpu.launch, 3, clock.Recorder())
+    assert timer.captured is not refuses
+    gpu.launched.clear()
+    for _ in range(2):
+        assert timer.time().device == 1.0, "of one call"
+    # Two rounds: what is replayed is not launched, but for the wall time; else each call has its own inputs.
+    assert gpu.launched == ([0, 1, 2, 0, 0, 1, 2, 0] if refuses else [0, 0])
+
+
+def test_rows_of_a_gpu_say_whether_they_were_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    PretendedGpu(monkeypatch, refuses=False)
+    monkeypatch.setattr(clock.Recorder, "capture", lambda recorder, call, repeats: None)
+    monkeypatch.setattr(clock, "MAX_REPEATS", 1)
+    variant = variants.Variant("eager", problem_of(double, torch.ones(4)), double)
+    times = measure.measure(
+        [variant], torch.device("cuda"), rounds=2, least=1, seconds=9.0, warm=False, tick=lambda: None
+    )
+    row = attn_bench.make_row("block", variant, 1, 1, times[0])
+    assert not row.captured and row.rounds == 2 and row.backward_wall_ms > 0
+    assert attn_bench.timed([row], row, "forward", walls=True)[1] == f"{row.forward_wall_ms:.1f}"
+
+
 def test_ratios_compare_ours_with_the_best_of_the_same_computation() -> None:
     def row(variant: str, time: float) -> attn_bench.Row:
-        return attn_bench.Row("op", "op", variant, [1], "float32", 1, time, 0.0, time, 0.0, 1, 1)
+        return attn_bench.Row("op", "op", variant, [1], "float32", 1, time, 0.0, time, 0.0, time, time, False, 1, 1)
 
     times = {"eager": 6.0, "sdpa": 4.0, "fused-cpu": 2.0, "vit-sdpa": 1.0, "vit-fused": 0.5}
     group = [row(*item) for item in times.items()]

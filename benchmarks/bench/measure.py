@@ -6,9 +6,10 @@ noted: torch.compile's sums over many rows, for one, round more than eager's do.
 
 **Times** are taken in rounds in which every variant runs once, in another order each round. On a CPU by the wall
 clock; single operators after an untimed call of the same, so that the input is in the cache, where the step before
-leaves it in a model, and not where the variant before has left it. On a GPU by events around several calls,
-which take different inputs; a kernel that only waits goes first, so that the processor is ahead and what is timed is
-the GPU's work, not the launching of it.
+leaves it in a model, and not where the variant before has left it. On a GPU by events around a replay of a CUDA graph
+of several calls, which take different inputs: the GPU's work, without the launching of it, which on a slow host takes
+longer. Beside it stands the wall time of one call that Python launches. A variant that cannot be captured is launched
+from Python in both, as far ahead of the GPU as the launch queue allows, and its row says so.
 
 **Memory** is what a forward and backward add at their peak to what was there before: results, what is kept for the
 backward, temporaries, gradients. On a GPU it is counted by torch's allocator (``max_memory_allocated``). On a CPU it
@@ -25,6 +26,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -32,12 +34,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.clock import Clock, CpuClock, GpuClock, Recorder, Time
 from bench.variants import Case, Problem, Variant
 from mae_dfer.errors import UserError
 
 ROUGH = 10.0  # times what ours may err: rounding, not a wrong result
-MEASURE_MS = 2.0  # on a GPU: what lies between two events at least
-MAX_REPEATS = 50
 
 
 def check(case: Case, device: torch.device) -> None:
@@ -128,57 +129,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 @dataclass
 class Times:
-    """Milliseconds of one variant, a value a round."""
+    """What was measured of one variant, a value a round; whether all of it was captured in CUDA graphs."""
 
-    forward: list[float] = field(default_factory=list)
-    both: list[float] = field(default_factory=list)
-
-
-class Clock:
-    """Times one variant's calls, on a GPU several in a row."""
-
-    def __init__(self, variant: Variant, device: torch.device, warm: bool) -> None:
-        self.variant, self.device, self.warm = variant, device, warm
-        self.repeats, self.host_ms = [1, 1], [0.0, 0.0]
-        if device.type == "cuda":
-            self._settle()
-
-    def forward(self) -> float:
-        with torch.no_grad():
-            return self._time(self.variant.forward, 0)
-
-    def both(self) -> float:
-        return self._time(self.variant.both, 1)
-
-    def _settle(self) -> None:
-        """How many calls fill the time between two events, and how long the processor takes to launch them."""
-        for index, call in enumerate((self.forward, self.both)):
-            call()
-            sets = len(self.variant.problem.inputs)
-            self.repeats[index] = min(max(math.ceil(MEASURE_MS / max(call(), 1e-3)), sets), MAX_REPEATS)
-            torch.cuda.synchronize(self.device)
-            started = time.perf_counter()
-            call()
-            self.host_ms[index] = (time.perf_counter() - started) * 1e3
-
-    def _time(self, call: Callable[[int], object], index: int) -> float:
-        if self.device.type != "cuda":
-            if self.warm:
-                call(0)
-            started = time.perf_counter()
-            call(0)
-            return (time.perf_counter() - started) * 1e3
-        with torch.cuda.device(self.device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            # Cycles of a clock of at most some 2 GHz: longer than the launches below take.
-            torch.cuda._sleep(int(2e6 * min(self.host_ms[index], 50.0)) + 100_000)
-            start.record()
-            for turn in range(self.repeats[index]):
-                call(turn)
-            end.record()
-            torch.cuda.synchronize()
-        return start.elapsed_time(end) / self.repeats[index]
+    forward: list[Time] = field(default_factory=list)
+    both: list[Time] = field(default_factory=list)
+    captured: bool = False
 
 
 def measure(
@@ -196,16 +151,34 @@ def measure(
     The check has warmed everything up, and compiled what is compiled. ``warm``: on a CPU, time each call
     after another one of the same. ``tick`` is called after every round.
     """
-    clocks = [Clock(variant, device, warm) for variant in variants]
-    times = [Times() for _ in variants]
-    started = time.perf_counter()
-    for turn in range(rounds):
-        # Each begins a round in turn, and every other round goes backwards: no variant always follows the same one.
-        for place in range(len(clocks))[:: -1 if turn % 2 else 1]:
-            index = (place + turn) % len(clocks)
-            times[index].forward.append(clocks[index].forward())
-            times[index].both.append(clocks[index].both())
-        tick()
-        if turn + 1 >= least and time.perf_counter() - started > seconds:
-            break
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        clocks = make_clocks(variants, device, warm)
+        times = [Times(captured=all(clock.captured for clock in pair)) for pair in clocks]
+        started = time.perf_counter()
+        for turn in range(rounds):
+            # Each begins a round in turn, and every other round goes backwards: no variant always follows the same one.
+            for place in range(len(clocks))[:: -1 if turn % 2 else 1]:
+                index = (place + turn) % len(clocks)
+                forward, both = clocks[index]
+                times[index].forward.append(forward.time())
+                times[index].both.append(both.time())
+            tick()
+            if turn + 1 >= least and time.perf_counter() - started > seconds:
+                break
     return times
+
+
+def make_clocks(variants: list[Variant], device: torch.device, warm: bool) -> list[tuple[Clock, Clock]]:
+    """Of each variant's forward without gradients, and of its forward and backward together."""
+    calls = [(torch.no_grad()(variant.forward), variant.both) for variant in variants]
+    if device.type != "cuda":
+        return [(CpuClock(forward, warm), CpuClock(both, warm)) for forward, both in calls]
+    recorder = Recorder()
+    clocks: list[tuple[Clock, Clock]] = []
+    for variant, calls_of_it in zip(variants, calls, strict=True):
+        forward, both = (GpuClock(call, len(variant.problem.inputs), recorder) for call in calls_of_it)
+        clocks.append((forward, both))
+    for forward, both in clocks:  # a capture has given back the memory that calls from Python take anew
+        forward.time()
+        both.time()
+    return clocks
