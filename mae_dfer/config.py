@@ -111,6 +111,9 @@ class TrainConfig:
         "mixed precision (auto: bf16 where the device multiplies it natively, else off)",
         choices=("auto", "off", "bf16", "fp16"),
     )
+    cuda_graph: bool = option(
+        False, "training steps as CUDA graphs, for a GPU that waits for Python (their memory stays taken)"
+    )
     seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
     workers: int | None = option(
         None, "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)"

@@ -42,6 +42,7 @@ RUN_OPTIONS = (
     "fused_attn",
     "device",
     "amp",
+    "cuda_graph",
     "seed",
     "workers",
     "cache_gb",

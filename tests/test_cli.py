@@ -42,6 +42,7 @@ def test_flags_have_a_negative_form():
         (["--stage", "pretrain", "--shuffle-labels"], "no meaning"),
         (["--data", "nowhere", "--output-dir", "unused"], "nowhere"),
         (["--device", "tpu"], "--device"),
+        (["--device", "cpu", "--cuda-graph"], "--cuda-graph needs an NVIDIA GPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

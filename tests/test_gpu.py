@@ -5,14 +5,20 @@ Letters: R regions, S tokens, D channels a head, B clips.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mae_dfer import create_model
+from mae_dfer.data.masks import region_window_tube_mask
+from mae_dfer.training.graphs import GraphedModel
+from mae_dfer.training.hardware import Hardware
 from mae_dfer_kernels import BackendUnavailable, exchange, layer_norm, region_attention, residual_layer_norm
 
 GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
@@ -120,3 +126,31 @@ def test_gpu_graphs_replay_the_operators(backend: str, case: str) -> None:
         right = call(*tensors, backend=backend)
     for one, other in zip(*((part,) if isinstance(part, Tensor) else part for part in (captured, right)), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("amp", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["lgi_former_tiny_patch16_160", "mae_lgi_former_tiny_patch16_160"])
+def test_gpu_graphed_training_steps_are_those_without_graphs(name: str, amp: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    hardware = Hardware(torch.device("cuda", torch.cuda.current_device()), amp)
+    plain = create_model(name).to(hardware.device).train()
+    for parameter in plain.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)  # the first weights of a head are almost zero
+    rng = np.random.default_rng(0)
+    masks = [torch.stack([region_window_tube_mask((8, 10, 10), 0.9, (5, 10), rng) for _ in range(2)]) for _ in range(3)]
+    batches = [(torch.randn(2, 3, 16, 160, 160, device=hardware.device), mask) for mask in masks]
+    batches = [batch if name.startswith("mae") else batch[:1] for batch in batches]
+    graphed = GraphedModel(copy.deepcopy(plain), batches.pop(), hardware.autocast(cache=False))
+    for batch in batches:  # the second with weights that are no longer those of the capture
+        found = []
+        for model in (plain, graphed):
+            with hardware.autocast():
+                loss = model(*batch).float().square().mean()
+            loss.backward()
+            found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+            model.zero_grad(set_to_none=True)
+        for right, ours in zip(*found, strict=True):
+            error, size = (torch.linalg.vector_norm(part) for part in (ours - right, right))
+            assert error <= (1e-4 if amp is None else 2e-2) * size

@@ -45,6 +45,9 @@ class FinetuneTask:
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         return self._clips.epoch(epoch, start_step)
 
+    def blank_batch(self) -> tuple[torch.Tensor, ...]:
+        return self._clips.blank_batch()
+
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``; and, without mixup, ``accuracy`` on the training clips."""
         clip, label = batch["clip"], batch["label"]

@@ -35,10 +35,11 @@ class Hardware:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self, *, cache: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """``cache``: a parameter is cast once, however often it is used."""
         if self.amp_dtype is None:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.amp_dtype)
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, cache_enabled=cache)
 
     def describe(self) -> str:
         """The device, and mixed precision where there is some."""
@@ -90,6 +91,8 @@ def open_hardware(config: TrainConfig) -> Hardware:
     """Chooses the device and joins torchrun's process group where there is one."""
     world_size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = choose_device(config.device, local_rank)
+    if config.cuda_graph and config.stage != "evaluate" and device.type != "cuda":
+        raise UserError("--cuda-graph needs an NVIDIA GPU, and this run is on the CPU; --no-cuda-graph trains without")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import TrainConfig
@@ -117,6 +118,7 @@ class TrainingClips:
             raise UserError(
                 f"a batch of {batch_size} clips does not divide among {hardware.world_size} processes"
             )
+        self._dataset = dataset
         self._local_batch = batch_size // hardware.world_size
         self._sampler = EpochSampler(
             len(dataset), seed=config.seed, rank=hardware.rank, world_size=hardware.world_size
@@ -134,3 +136,10 @@ class TrainingClips:
         """The batches of ``epoch`` from ``start_step`` on."""
         self._sampler.set_epoch(epoch, start_step * self._local_batch)
         return self._loader
+
+    def blank_batch(self) -> tuple[torch.Tensor, ...]:
+        """What the model takes of a whole batch, (clip,) or (clip, mask), with nothing to be seen on the clips."""
+        clips = self._dataset.config
+        clip = torch.zeros(self._local_batch, 3, clips.num_frames, *clips.size)
+        mask = clips.draw_mask(np.random.default_rng(0)) if self._dataset.mode == "pretrain" else None
+        return (clip,) if mask is None else (clip, mask.repeat(self._local_batch, 1))

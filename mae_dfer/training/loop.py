@@ -20,6 +20,7 @@ from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
+from .graphs import GraphedModel
 from .hardware import Hardware, has_fast_bf16
 from .optim import Optimizers, learning_rate
 from .progress import console, stage_bar
@@ -44,6 +45,9 @@ class Task(Protocol):
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         """Batches of one epoch from ``start_step`` on, each with ``failures`` (unreadable clips)."""
 
+    def blank_batch(self) -> tuple[torch.Tensor, ...]:
+        """What the model is called with, of the shape of a whole batch, on the CPU."""
+
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Scalars to log; ``loss`` is the one that is minimised."""
 
@@ -66,7 +70,7 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     """Trains ``task`` to its last epoch, resuming from the run folder where it holds a checkpoint."""
     settings, steps_per_epoch = task.settings, task.steps_per_epoch()
     total = settings.epochs * steps_per_epoch
-    model = hardware.wrap(task.model)
+    model = hardware.wrap(_graphed(task, hardware) if config.cuda_graph else task.model)
     muon_dtype = torch.bfloat16 if has_fast_bf16(hardware.device) else torch.float32
     optimizers = Optimizers(task.model, settings, muon_dtype)
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
@@ -110,6 +114,13 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     return position
 
 
+def _graphed(task: Task, hardware: Hardware) -> GraphedModel:
+    """Before there are threads that load data: they call CUDA, and so would spoil a capture."""
+    model = task.model.to(hardware.device)
+    clip, *mask = task.blank_batch()
+    return GraphedModel(model, (clip.to(hardware.device), *mask), hardware.autocast(cache=False))
+
+
 def _step(
     task: Task,
     model: torch.nn.Module,
@@ -119,8 +130,11 @@ def _step(
     clip_grad: float,
     hardware: Hardware,
 ) -> dict[str, torch.Tensor]:
+    # The indices of a mask are computed on the CPU: on a GPU, everything would wait for their number.
     batch = {
-        key: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: value.to(hardware.device, non_blocking=True)
+        if isinstance(value, torch.Tensor) and key != "mask"
+        else value
         for key, value in batch.items()
     }
     with hardware.autocast():

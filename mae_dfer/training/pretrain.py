@@ -41,6 +41,9 @@ class PretrainTask:
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         return self._clips.epoch(epoch, start_step)
 
+    def blank_batch(self) -> tuple[torch.Tensor, ...]:
+        return self._clips.blank_batch()
+
     def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """``loss``, and ``zero``: the loss of predicting zero everywhere, the mean of the normalised targets."""
         clip, mask, sizes = batch["clip"], batch["mask"], self.model.config
