@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -17,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import train_bench  # noqa: E402
 from bench import loading, steps  # noqa: E402
 
+from mae_dfer import create_model  # noqa: E402
 from mae_dfer.data.video import open_video  # noqa: E402
 from mae_dfer.models.layers import Mlp  # noqa: E402
 from mae_dfer.models.residual import Residual  # noqa: E402
@@ -57,6 +60,28 @@ def test_a_fused_model_that_computes_something_else_is_not_timed(
     monkeypatch.setattr(train_bench, "measure", lambda *_: pytest.fail("it was timed"))
     assert train_bench.main(["--quick", "--stage", "finetune", "--dtype", "float32"]) == 2
     assert "fused finetune is wrong in float32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, ["fused", "fused-graph"]), (1.5, ["fused"])])
+def test_graphs_that_compute_something_else_are_left_out(
+    factor: float, expected: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Pretended(nn.Module):
+        def __init__(self, model: nn.Module, sample: tuple[Tensor, ...], autocast: object) -> None:
+            super().__init__()
+            self.model, self.inputs = model, len(sample)
+
+        def forward(self, *arguments: Tensor) -> Tensor:
+            assert len(arguments) == self.inputs == 2
+            return self.model(*arguments) * factor
+
+    monkeypatch.setattr(steps, "GraphedModel", Pretended)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    batch = steps.draw_batch("pretrain", torch.device("cpu"), 1)
+    models = {name: steps.draw_weights(create_model(f"mae_{steps.LGI}")) for name in ("fused", "fused-graph")}
+    made = [steps.TrainingStep(name, "pretrain", model, batch, "float32") for name, model in models.items()]
+    assert [row.variant for row in train_bench.measure(made, 1)] == expected
+    assert ("fused-graph pretrain is wrong in float32" in " ".join(capsys.readouterr().out.split())) == (factor != 1.0)
 
 
 def test_its_video_is_of_the_size_and_length_it_says(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ In bfloat16 parameters stay float32 and autocast is on, as in training.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.encoders import CLIP, LGI, VIT, compile_blocks, draw_weights, with_sdpa
@@ -22,6 +23,7 @@ from mae_dfer.data import masks
 from mae_dfer.errors import UserError
 from mae_dfer.losses import reconstruction_loss, reconstruction_targets
 from mae_dfer.models import VideoModel
+from mae_dfer.training.graphs import GraphedModel
 
 STAGES, PARTS = ("pretrain", "finetune"), ("forward", "backward", "optimizer")
 # Of one loss between two paths with the same weights, relative: a check of the set-up; the tests check the gradients.
@@ -44,17 +46,40 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         self.device = self.batch[0].device
-        self.model.train()
+        self.called: nn.Module = self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
 
     def loss(self) -> Tensor:
         clip, *rest = self.batch
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+        with self._autocast():
             if self.stage == "finetune":
-                return F.cross_entropy(self.model(clip).float(), rest[0])
+                return F.cross_entropy(self.called(clip).float(), rest[0])
             sizes = self.model.config
             target = reconstruction_targets(clip, rest[0], sizes.patch_size, sizes.tubelet_size)
-            return reconstruction_loss(self.model(clip, rest[0]), target, 0.5)
+            return reconstruction_loss(self.called(clip, rest[0]), target, 0.5)
+
+    def capture(self) -> None:
+        """Has CUDA graphs do forward and backward.
+
+        Raises:
+            UserError: they cannot be captured, or compute another loss than the model.
+        """
+        expected, (clip, *rest) = self.loss_value(), self.batch
+        sample = (clip.clone(), *rest[: self.stage == "pretrain"])  # a clip is copied to where the graphs read theirs
+        with torch.cuda.device(self.device):
+            self.called = GraphedModel(self.model, sample, self._autocast(cache=False))
+        self.check_loss(expected)
+
+    @torch.no_grad()
+    def loss_value(self) -> float:
+        return float(self.loss())
+
+    def check_loss(self, expected: float) -> None:
+        """Raises UserError where the loss is another than ``expected``, of the same model by another path."""
+        found = self.loss_value()
+        if not abs(found - expected) <= TOLERANCE[self.dtype] * abs(expected):
+            name = f"{self.variant} {self.stage}"
+            raise UserError(f"{name} is wrong in {self.dtype}: its loss is {found}, not {expected}")
 
     def run(self) -> None:
         """One step, untimed."""
@@ -70,6 +95,10 @@ class TrainingStep:
         with self._part("optimizer"):
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+
+    def _autocast(self, *, cache: bool = True) -> torch.autocast:
+        low = self.dtype == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low, cache_enabled=cache)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:
@@ -96,15 +125,12 @@ def training_steps(stage: str, dtype: str, device: torch.device, clips: int, com
     fused.load_state_dict(eager.state_dict())
     models = {"eager": eager, "fused": fused, "vit-sdpa": with_sdpa(create_model(f"{prefix}{VIT}", fused_attn=False))}
     if compiled:
-        copy = create_model(f"{prefix}{LGI}", fused_attn=False)
-        copy.load_state_dict(eager.state_dict())
-        models["compile-sdpa"] = compile_blocks(with_sdpa(copy))
+        models["compile-sdpa"] = compile_blocks(with_sdpa(copy.deepcopy(eager)))
+    if device.type == "cuda":
+        models["fused-graph"] = copy.deepcopy(fused)
     batch = draw_batch(stage, device, clips)
     steps = [TrainingStep(name, stage, model.to(device), batch, dtype) for name, model in models.items()]
-    with torch.no_grad():
-        expected, found = (float(step.loss()) for step in steps[:2])
-    if not abs(found - expected) <= TOLERANCE[dtype] * abs(expected):
-        raise UserError(f"fused {stage} is wrong in {dtype}: its loss is {found}, and by plain PyTorch {expected}")
+    steps[1].check_loss(steps[0].loss_value())
     return steps
 
 
