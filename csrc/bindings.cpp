@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "arguments.h"
 #include "cpu/dispatch.h"
 #include "cpu/ops.h"
@@ -117,11 +119,16 @@ int64_t residual_layer_norm_chunks(int64_t groups, int64_t group_rows) {
 // (clips, groups, rows a group, channels, heads, representatives)
 using ExchangeShape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
-Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x, uintptr_t keys, uintptr_t key_bias,
-                           uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, double eps, int threads) {
+Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x,
+                           const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias,
+                           uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale,
+                           double eps, int threads) {
   Exchange problem;
   std::tie(problem.clips, problem.groups, problem.rows, problem.channels, problem.heads, problem.context) = shape;
   problem.x = rows(x);
+  problem.has_update = update.has_value();
+  if (update) problem.update = rows(*update);
+  problem.update_scale = input(update_scale);
   problem.keys = input(keys);
   problem.key_bias = input(key_bias);
   problem.values = input(values);
@@ -132,10 +139,12 @@ Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x, ui
   return problem;
 }
 
-void exchange_forward(const ExchangeShape& shape, const RowsArgument& x, uintptr_t keys, uintptr_t key_bias,
-                      uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t out, int64_t front,
-                      double eps, int threads) {
-  Exchange problem = describe_exchange(shape, x, keys, key_bias, values, out_bias, row_scale, eps, threads);
+void exchange_forward(const ExchangeShape& shape, const RowsArgument& x,
+                      const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias,
+                      uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale, uintptr_t out,
+                      int64_t front, double eps, int threads) {
+  Exchange problem = describe_exchange(shape, x, update, keys, key_bias, values, out_bias, row_scale, update_scale,
+                                       eps, threads);
   problem.out = output(out);
   problem.front = front;
   problem.grad_out.dtype = problem.x.dtype;
@@ -143,11 +152,14 @@ void exchange_forward(const ExchangeShape& shape, const RowsArgument& x, uintptr
 }
 
 void exchange_backward(const ExchangeShape& shape, const RowsArgument& grad_out, const RowsArgument& x,
-                       uintptr_t keys, uintptr_t key_bias, uintptr_t values, uintptr_t out_bias, uintptr_t row_scale,
-                       uintptr_t grad_x, uintptr_t sums, uintptr_t key_bias_sums, double eps, int threads) {
-  Exchange problem = describe_exchange(shape, x, keys, key_bias, values, out_bias, row_scale, eps, threads);
+                       const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias, uintptr_t values,
+                       uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale, uintptr_t grad_x,
+                       uintptr_t grad_update, uintptr_t sums, uintptr_t key_bias_sums, double eps, int threads) {
+  Exchange problem = describe_exchange(shape, x, update, keys, key_bias, values, out_bias, row_scale, update_scale,
+                                       eps, threads);
   problem.grad_out = rows(grad_out);
   problem.grad_x = output(grad_x);
+  problem.grad_update = output(grad_update);
   problem.sums = output(sums);
   problem.key_bias_sums = output(key_bias_sums);
   mae_dfer::cpu::exchange_backward(problem);
@@ -155,7 +167,7 @@ void exchange_backward(const ExchangeShape& shape, const RowsArgument& grad_out,
 
 // (chunks a clip, width of a row of partial sums)
 std::pair<int64_t, int64_t> exchange_sums(const ExchangeShape& shape) {
-  const Exchange problem = describe_exchange(shape, {}, 0, 0, 0, 0, 0, 0.0, 1);
+  const Exchange problem = describe_exchange(shape, {}, {}, 0, 0, 0, 0, 0, 0, 0.0, 1);
   return {problem.chunks(), problem.sums_width()};
 }
 

@@ -80,12 +80,17 @@ void Exchange::check(bool backward) const {
   require(clips == 0 ? groups == 0 : groups % clips == 0, "clips must divide groups");
   require(threads >= 1, "threads must be at least 1");
   require(known(x.dtype) && known(grad_out.dtype), "dtype code is not known");
-  require((x.dtype == DType::float64) == (grad_out.dtype == DType::float64), "float64 goes with float64 alone");
+  const bool wide = x.dtype == DType::float64;
+  require(wide == (grad_out.dtype == DType::float64), "float64 goes with float64 alone");
+  require(!has_update || (known(update.dtype) && wide == (update.dtype == DType::float64)),
+          "dtype code of update is not known, or float64 where x is not");
   if (empty()) return;
+  require(!has_update || update.data != nullptr, "an address is null");
   require(x.data != nullptr && keys != nullptr && key_bias != nullptr && values != nullptr && out_bias != nullptr,
           "an address is null");
   if (backward) {
     require(grad_out.data != nullptr && grad_x != nullptr, "an address is null");
+    require(!has_update || grad_update != nullptr, "an address is null");
     require(sums != nullptr && key_bias_sums != nullptr, "an address is null");
   } else {
     require(out != nullptr, "an address is null");

@@ -108,6 +108,9 @@ struct Exchange {
   int64_t context = 0;  // K
   double eps = 0.0;
   StridedRows x;
+  bool has_update = false;
+  StridedRows update;                  // added to x
+  const void* update_scale = nullptr;  // (G,), factors on it, or null for 1
   const void* keys = nullptr;       // (clips, J, C)
   const void* key_bias = nullptr;   // (clips, J)
   const void* values = nullptr;     // (clips, J, C)
@@ -117,6 +120,7 @@ struct Exchange {
   int64_t front = 0;                // rows of `out` before each group's, left as they are
   StridedRows grad_out;             // backward from here on
   void* grad_x = nullptr;
+  void* grad_update = nullptr;    // of the dtype of update, where there is one
   void* sums = nullptr;           // (clips, chunks(), 2 J + 1, sums_width()): of gradients of keys, values, out_bias
   void* key_bias_sums = nullptr;  // (clips, chunks(), J)
   int threads = 1;

@@ -142,21 +142,23 @@ def check_backend(backend: Any) -> None:
         raise TypeError(f"backend must be a string, got {type(backend).__name__}")
 
 
-def check_row_scale(row_scale: Any, main_name: str, main: Tensor, axes: int) -> Tensor | None:
+def check_row_scale(
+    row_scale: Any, main_name: str, main: Tensor, axes: int, name: str = "row_scale"
+) -> Tensor | None:
     """Factors of the first ``axes`` axes of ``main``, or of fewer of them: one for each of their elements, as a
     vector of the type computed in. None stays None."""
     if row_scale is None:
         return None
-    check_tensor("row_scale", row_scale)
+    check_tensor(name, row_scale)
     leading = main.shape[:axes]
     if row_scale.shape != leading[: row_scale.dim()]:
         raise ValueError(
-            f"row_scale must have the shape of the first axes of {main_name}, of {tuple(leading)}, "
+            f"{name} must have the shape of the first axes of {main_name}, of {tuple(leading)}, "
             f"got {tuple(row_scale.shape)}"
         )
     if row_scale.device != main.device:
-        raise ValueError(f"row_scale must be on the device of {main_name}, {main.device}, got {row_scale.device}")
+        raise ValueError(f"{name} must be on the device of {main_name}, {main.device}, got {row_scale.device}")
     if row_scale.requires_grad:
-        raise ValueError("row_scale must not require a gradient: none is computed for it")
+        raise ValueError(f"{name} must not require a gradient: none is computed for it")
     spread = row_scale.view((*row_scale.shape, *(1 for _ in leading[row_scale.dim() :]))).expand(leading)
     return spread.reshape(-1).to(compute_dtype(main))

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import (
-    DTYPES,
     alike,
     check_backend,
     check_companion,
@@ -23,21 +22,26 @@ from mae_dfer_kernels.arguments import (
     check_heads,
     check_parameter,
     check_row_scale,
-    check_shape,
     check_tensor,
     compute_dtype,
 )
 from mae_dfer_kernels.calls import Operator, autocast_dtype, call, call_without_gradient, without_autocast
+from mae_dfer_kernels.exchange_arguments import check_forward, check_front, check_gradient, check_update
 from mae_dfer_kernels.reference import exchange as reference
 
 FORMS = ("auto", "absorbed", "plain")
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
-_INPUTS = "Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor out_bias, Tensor? row_scale"
+_INPUTS = (
+    "Tensor x, Tensor keys, Tensor key_bias, Tensor values, Tensor out_bias, Tensor? row_scale, Tensor? update, "
+    "Tensor? update_scale"
+)
+_NUM_INPUTS = 8
 _OPTIONS = "int num_heads, float eps, ScalarType operand_dtype, str backend"
 _LIBRARY.define(f"exchange_rows({_INPUTS}, Tensor? front, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+# Of the gradients there is one more where there is an update.
 _LIBRARY.define(
-    f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> Tensor[]",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -60,23 +64,24 @@ def _run_backward(grad_out: Tensor, x: Tensor, keys: Tensor, *rest: Any) -> tupl
 
 # What is registered checks its arguments: whoever calls it comes past the public function's checks.
 def _forward(*inputs: Any) -> Tensor:
-    _check_forward(*inputs[:-1])
+    check_forward(*inputs[:-1])
     return _run_forward(*inputs)
 
 
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
-    _check_gradient(*inputs[:-1])
+    check_gradient(*inputs[:-1])
     return _run_backward(*inputs)
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
-    _check_forward(x, *rest[:-1])
-    return x.new_empty((x.shape[0], _count(rest[5]) + x.shape[1], x.shape[2]))
+    check_forward(x, *rest[:-1])
+    return x.new_empty((x.shape[0], _count(rest[7]) + x.shape[1], x.shape[2]))
 
 
 def _backward_fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _check_gradient(grad_out, *rest[:-1])
-    return tuple(tensor.new_empty(tensor.shape) for tensor in rest[:5])
+    check_gradient(grad_out, *rest[:-1])
+    update = rest[6]
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (*rest[:5], update) if tensor is not None)
 
 
 _LIBRARY.impl("exchange_rows", _forward, "CompositeExplicitAutograd")
@@ -90,8 +95,8 @@ _backward_op = torch.ops.mae_dfer_kernels.exchange_rows_backward.default
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     # No probabilities and no LayerNorm output are kept: the backward computes them again.
-    ctx.save_for_backward(*inputs[:6])
-    ctx.front, ctx.options = _count(inputs[6]), inputs[7:]
+    ctx.save_for_backward(*inputs[:_NUM_INPUTS])
+    ctx.front, ctx.options = _count(inputs[_NUM_INPUTS]), inputs[_NUM_INPUTS + 1 :]
 
 
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,7 +108,8 @@ def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         gradients = reference.backward(*arguments)
     else:
         gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
-    return *gradients, None, grad_front, None, None, None, None
+    grad_update = gradients[5] if len(gradients) == 6 else None
+    return *gradients[:5], None, grad_update, None, grad_front, None, None, None, None
 
 
 def _count(front: Tensor | None) -> int:
@@ -147,6 +153,8 @@ def exchange(
     num_heads: int,
     *,
     row_scale: Tensor | None = None,
+    update: Tensor | None = None,
+    update_scale: Tensor | None = None,
     front: Tensor | None = None,
     eps: float = 1e-6,
     form: str = "auto",
@@ -174,6 +182,11 @@ def exchange(
         proj_bias: (C,).
         num_heads: H, a divisor of C.
         row_scale: (B,), the factor of stochastic depth on each clip; no gradient flows to it. None: 1.
+        update: of the shape of ``local``: a branch that is still to be added to it. Everything is then of
+            ``local + update_scale · update``, which is nowhere written. Its dtype may differ, but float64 goes with
+            float64 alone.
+        update_scale: factors on ``update``, of the shape of the first axes of ``local`` (without M and C), or fewer of
+            them; no gradient flows to it. None: 1.
         front: (B, …, F, C) of the dtype of ``local``, tokens that the result has in front of each group's M: the
             representative tokens, of which a copy of all tokens would else be made to put them there.
         eps: what the LayerNorm adds to the variance.
@@ -196,8 +209,10 @@ def exchange(
     _check_weights(weights, local)
     eps = check_eps(eps)
     scale = check_row_scale(row_scale, "local", local, 1)
+    update_scale = check_row_scale(update_scale, "local", local, local.dim() - 2, "update_scale")
+    check_update(update, update_scale, "local", local)
     if front is not None:
-        _check_front("front", front, "local", local)
+        check_front("front", front, "local", local)
     check_backend(backend)
     if form not in FORMS:
         raise ValueError(f"form: {form!r} is none of {', '.join(FORMS)}")
@@ -208,6 +223,9 @@ def exchange(
     if form == "absorbed" or backend != "auto":
         backend = backends.choose("exchange", backend, local, num_heads * context.shape[1])
     if form == "plain":
+        if update is not None:
+            total = reference.updated(_by_group(local), _by_group(update), update_scale)
+            local = total.to(local.dtype).view(local.shape)
         rows = _plain(local, context.to(local.dtype), weights.to(local.dtype), num_heads, scale, eps)
         return rows if front is None else torch.cat((front, rows), dim=-2)
     operand_dtype = autocast_dtype(local) if local.dtype == torch.float32 else local.dtype
@@ -217,7 +235,7 @@ def exchange(
     with without_autocast(local.device.type):
         absorbed = absorb(context.to(absorbing), weights, num_heads)
     options = (num_heads, eps, operand_dtype, backend)
-    return _exchange_rows(local, (*absorbed, weights.proj_bias), scale, front, options)
+    return _exchange_rows(local, (*absorbed, weights.proj_bias), (scale, update, update_scale, front), options)
 
 
 class Weights(NamedTuple):
@@ -299,21 +317,23 @@ def _plain(
 
 
 def _exchange_rows(
-    local: Tensor,
-    matrices: tuple[Tensor, ...],
-    row_scale: Tensor | None,
-    front: Tensor | None,
-    options: tuple[Any, ...],
+    local: Tensor, matrices: tuple[Tensor, ...], others: tuple[Tensor | None, ...], options: tuple[Any, ...]
 ) -> Tensor:
+    """``others``: row_scale, update, update_scale and front."""
+    row_scale, update, update_scale, front = others
     shape = local.shape
     if len(shape) != 3:
-        # Reshaping copies where two leading axes cannot be walked with one stride.
-        local = local.reshape(math.prod(shape[:-2]), *shape[-2:])
-        front = None if front is None else front.reshape(local.shape[0], *front.shape[-2:])
+        local = _by_group(local)
+        update, front = (None if rows is None else _by_group(rows) for rows in (update, front))
     tensors = (local, *matrices)
-    differentiable = tensors if front is None else (*tensors, front)
-    out: Tensor = call(_OPERATOR, differentiable, (*tensors, row_scale, front, *options))
+    differentiable = tuple(tensor for tensor in (*tensors, update, front) if tensor is not None)
+    out: Tensor = call(_OPERATOR, differentiable, (*tensors, row_scale, update, update_scale, front, *options))
     return out if len(shape) == 3 else out.view(*shape[:-2], *out.shape[1:])
+
+
+def _by_group(rows: Tensor) -> Tensor:
+    """(B, …, M, C) -> (G, M, C); a copy where two leading axes cannot be walked with one stride."""
+    return rows.reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
 
 
 def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
@@ -340,71 +360,3 @@ def _check_weights(weights: Weights, local: Tensor) -> None:
         if not alike(weight, local) or weight.shape != shape:
             letters = {"qkv_weight": "(3*C, C)", "proj_weight": "(C, C)"}.get(name, "(C,)")
             check_parameter(name, weight, "local", local, letters, shape)
-
-
-def _check_front(name: str, front: Any, main_name: str, main: Tensor) -> None:
-    """Tokens (…, F, C) in front of those of ``main`` (…, M, C)."""
-    check_companion(name, front, main_name, main)
-    if front.dim() != main.dim() or (*front.shape[:-2], front.shape[-1]) != (*main.shape[:-2], main.shape[-1]):
-        raise ValueError(
-            f"{name} must have the shape of {main_name}, {tuple(main.shape)}, but for the second last axis, "
-            f"got {tuple(front.shape)}"
-        )
-    if front.dtype != main.dtype:
-        raise TypeError(f"{name} must have the dtype of {main_name}, {main.dtype}, got {front.dtype}")
-
-
-def _check_forward(x: Tensor, *rest: Any) -> None:
-    front = rest[5]
-    _check_rows(x, *rest[:5], *rest[6:])
-    if front is not None:
-        _check_front("front", front, "x", x)
-
-
-def _check_rows(
-    x: Tensor,
-    keys: Tensor,
-    key_bias: Tensor,
-    values: Tensor,
-    out_bias: Tensor,
-    row_scale: Tensor | None,
-    num_heads: int,
-    eps: float,
-    operand_dtype: torch.dtype,
-) -> None:
-    """What the registered functions are given."""
-    check_tensor("x", x)
-    if x.dim() != 3 or x.shape[2] == 0:
-        raise ValueError(f"x must have shape (G, M, C) with C at least 1, got {tuple(x.shape)}")
-    check_tensor("keys", keys)
-    if keys.dim() != 3 or keys.shape[1] == 0 or keys.shape[2] != x.shape[2]:
-        raise ValueError(f"keys must have shape (B, J, C) = (B, J, {x.shape[2]}) with J at least 1, "
-                         f"got {tuple(keys.shape)}")  # fmt: skip
-    clips, pairs, channels = keys.shape
-    if x.shape[0] % clips != 0 if clips else x.shape[0] != 0:
-        raise ValueError(f"keys are of {clips} clips, which do not divide the {x.shape[0]} groups of x")
-    check_heads(num_heads)
-    if pairs % num_heads != 0:
-        raise ValueError(f"num_heads must divide the {pairs} rows of keys, got {num_heads}")
-    vectors = [("keys", keys, "(B, J, C)", keys.shape), ("key_bias", key_bias, "(B, J)", (clips, pairs)),
-               ("values", values, "(B, J, C)", keys.shape), ("out_bias", out_bias, "(C,)", (channels,))]  # fmt: skip
-    for name, tensor, letters, shape in vectors:
-        check_companion(name, tensor, "x", x)
-        check_shape(name, tensor, letters, shape)
-        if tensor.dtype != compute_dtype(x) and tensor.dtype != operand_dtype:
-            raise TypeError(f"{name} must be {compute_dtype(x)} for this x, or {operand_dtype}, got {tensor.dtype}")
-    if row_scale is not None:
-        check_companion("row_scale", row_scale, "x", x)
-        check_shape("row_scale", row_scale, "(B,)", (clips,))
-    if operand_dtype not in DTYPES or (operand_dtype == torch.float64) != (x.dtype == torch.float64):
-        raise TypeError(
-            f"operand_dtype must be float32, bfloat16 or float16 (float64 for float64), got {operand_dtype}"
-        )
-
-
-def _check_gradient(grad_out: Tensor, x: Tensor, *rest: Any) -> None:
-    _check_rows(x, *rest)
-    check_companion("grad_out", grad_out, "x", x)
-    check_shape("grad_out", grad_out, "(G, M, C)", x.shape)
-    if grad_out.dtype != x.dtype:
-        raise TypeError(f"grad_out must have the dtype of x, {x.dtype}, got {grad_out.dtype}")

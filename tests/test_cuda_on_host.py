@@ -209,13 +209,14 @@ def test_residual_layer_norm(
 
 
 class ExchangeCase:
-    """The exchange of rows likewise: out and the gradients of x, keys, key_bias, values and out_bias.
+    """The exchange of rows likewise: out and the gradients of x, keys, key_bias, values, out_bias and, where one of
+    that dtype is added to x, ``update``.
 
     ``shape``: clips, groups a clip, rows, channels, heads, representative tokens.
     """
 
     def __init__(self, dtype: str, shape: tuple[int, int, int, int, int, int], scaled: bool = True,
-                 eps: float = 1e-6, front: int = 0) -> None:  # fmt: skip
+                 eps: float = 1e-6, front: int = 0, update: str = "") -> None:  # fmt: skip
         clips, groups, rows, channels, self.heads, context = shape
         self.eps, self.front = eps, front
         generator = torch.Generator().manual_seed(sum(shape))
@@ -227,16 +228,22 @@ class ExchangeCase:
         self.tensors = ((draw(clips * groups, rows, channels) + 2).to(DTYPES[dtype]),
                         draw(clips, pairs, channels, spread=1.5 * channels**-0.5), draw(clips, pairs),
                         draw(clips, pairs, channels), draw(channels))  # fmt: skip
+        self.update_scale = torch.linspace(0.5, 1.5, clips * groups) if update else None
+        if update:
+            self.tensors += (draw(*self.tensors[0].shape).to(DTYPES[update]),)
         self.grad = draw(*self.tensors[0].shape).to(DTYPES[dtype])
         self.scale = torch.linspace(1.25, 0.5, clips) if scaled else None
         self.exact, self.plain = self._reference(torch.float64), self._reference(DTYPES[dtype])
 
     def _results(self, call: Callable[..., torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-        leaves = [tensor.to(dtype or tensor.dtype) for tensor in self.tensors]
+        leaves = [tensor.to(dtype or tensor.dtype) for tensor in self.tensors[:5]]
+        leaves += [update.double() if dtype == torch.float64 else update for update in self.tensors[5:]]
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         x = leaves[0]
         front = torch.ones(x.shape[0], self.front, x.shape[2], dtype=x.dtype) if self.front else None
-        out = call(*leaves, self.scale, front, self.heads, self.eps, x.dtype)[:, self.front :]
+        update = leaves[5] if len(leaves) == 6 else None
+        given = (*leaves[:5], self.scale, update, self.update_scale, front)
+        out = call(*given, self.heads, self.eps, x.dtype)[:, self.front :]
         grads = torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
         return [tensor.detach() for tensor in (out, *grads)]
 
@@ -262,6 +269,7 @@ EXCHANGES = {
     "one-representative": ("fp16", (2, 2, 9, 40, 3, 1)),
     "three": ("fp32", (2, 3, 7, 24, 2, 3)),
     "behind-others": ("bf16", (2, 3, 7, 24, 2, 3), True, 1e-6, 2),
+    "updated": ("fp32", (2, 3, 7, 24, 2, 3), True, 1e-6, 2, "bf16"),
     "base": ("bf16", (1, 4, 21, 512, 8, 8)),  # two blocks of rows, four slices of channels
     "five-fp32": ("fp32", (1, 1, 81, 200, 4, 5), False),
     "passes": ("fp16", (2, 1, 20, 136, 5, 20)),

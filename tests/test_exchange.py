@@ -46,9 +46,13 @@ def runner(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 class Rows:
-    """What the operator takes: (x, keys, key_bias, values, out_bias), row_scale, heads; and a gradient of x's shape."""
+    """What the operator takes: (x, keys, key_bias, values, out_bias), row_scale, heads; and a gradient of x's shape.
 
-    def __init__(self, shape: tuple[int, ...], dtype: str = "fp32", scaled: bool = True, draw_number: int = 0) -> None:
+    With the dtype of an ``update``, that is among the others, and update_scale, where ``scaled``, is not None.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str = "fp32", scaled: bool = True, draw_number: int = 0,
+                 update: str = "") -> None:  # fmt: skip
         clips, groups, rows, channels, self.heads, context = shape
         generator = torch.Generator().manual_seed(sum(shape) + 1000 * draw_number)
 
@@ -63,13 +67,19 @@ class Rows:
         others = (keys, draw(clips, pairs), draw(clips, pairs, channels), draw(channels))
         self.others = [tensor.to(wide) for tensor in others]
         self.row_scale = torch.linspace(0.0, 1.25, clips, dtype=wide) if scaled else None
+        self.update_scale = None
+        if update:
+            self.others.append(draw(*self.x.shape).to(DTYPES[update]))
+            self.update_scale = torch.linspace(1.5, 0.5, clips * groups, dtype=wide) if scaled else None
 
     def results(self, call: Callable[..., Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
-        """The output and the gradients of the five tensors, computed in ``dtype`` or in their own."""
+        """The output and the gradients of x and the others, computed in ``dtype`` or in their own."""
         tensors = [tensor.detach().to(dtype or tensor.dtype) for tensor in (self.x, *self.others)]
         tensors = [tensor.requires_grad_() for tensor in tensors]
-        scale = self.row_scale if self.row_scale is None else self.row_scale.to(dtype or self.row_scale.dtype)
-        out = call(*tensors, scale, None, self.heads, EPS, tensors[0].dtype)
+        scales = (self.row_scale, self.update_scale)
+        scale, update_scale = (part if part is None else part.to(dtype or part.dtype) for part in scales)
+        update = tensors[5] if len(tensors) == 6 else None
+        out = call(*tensors[:5], scale, update, update_scale, None, self.heads, EPS, tensors[0].dtype)
         return [tensor.detach().double() for tensor in (out, *torch.autograd.grad(out, tensors, self.grad_out.to(out)))]
 
     def fused(self, backend: str) -> list[Tensor]:
@@ -100,6 +110,17 @@ def test_no_less_exact_than_plain_pytorch(runner: str, shape: tuple[int, ...], d
     assert_no_less_exact(*map(joined, (exact, eager, found)), draws[0].x.dtype)
 
 
+@pytest.mark.parametrize("dtypes", ["fp32 bf16", "bf16 bf16", "bf16 fp32", "fp16 fp16", "fp64 fp64"])
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+def test_rows_with_an_update_are_no_less_exact(runner: str, shape: tuple[int, ...], dtypes: str) -> None:
+    dtype, update = dtypes.split()
+    draws = [Rows(shape, dtype, shape[0] != 3, number, update) for number in range(4)]
+    exact = [rows.results(reference.exchange_rows, torch.float64) for rows in draws]
+    eager = [rows.results(reference.exchange_rows) for rows in draws]
+    found = [rows.fused(runner) for rows in draws]
+    assert_no_less_exact(*map(joined, (exact, eager, found)), draws[0].x.dtype)
+
+
 def joined(draws: list[list[Tensor]]) -> list[Tensor]:
     """Each result of all draws as one tensor."""
     return [torch.cat([tensor.flatten() for tensor in results]) for results in zip(*draws, strict=True)]
@@ -111,7 +132,7 @@ def test_rows_in_front(runner: str, shape: tuple[int, ...]) -> None:
     out, *grads = rows.fused(runner)
     front = torch.randn(rows.x.shape[0], 2, shape[3]).requires_grad_()
     leaves = [tensor.detach().requires_grad_() for tensor in (rows.x, *rows.others)]
-    found = forward_op(*leaves, rows.row_scale, front, rows.heads, EPS, torch.float32, runner)
+    found = forward_op(*leaves, rows.row_scale, None, None, front, rows.heads, EPS, torch.float32, runner)
     assert torch.equal(found, torch.cat((front, out.float()), dim=1)) and found.is_contiguous()
     grad = torch.cat((torch.ones_like(front), rows.grad_out), dim=1)
     grad_front, *found_grads = torch.autograd.grad(found, [front, *leaves], grad)
@@ -145,8 +166,9 @@ def test_every_element_is_written(runner: str) -> None:
     torch.use_deterministic_algorithms(True)  # makes torch fill new memory with NaN
     try:
         for shape in SHAPES[:5]:
-            spoilt.fused(runner)  # and so does this with the memory that the kernels keep
-            assert all(tensor.isfinite().all() for tensor in Rows(shape).fused(runner))
+            for update in ("", "bf16"):
+                spoilt.fused(runner)  # and so does this with the memory that the kernels keep
+                assert all(tensor.isfinite().all() for tensor in Rows(shape, update=update).fused(runner))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -173,9 +195,11 @@ def test_a_dropped_clip_is_passed_through(runner: str) -> None:
 
 def test_null_addresses_are_refused() -> None:
     with pytest.raises(ValueError, match="null"):
-        native.library().exchange_forward((1, 1, 1, 8, 1, 1), (0, 8, 8, 1), 0, 0, 0, 0, 0, 0, 0, EPS, 1)
+        native.library().exchange_forward((1, 1, 1, 8, 1, 1), (0, 8, 8, 1), None, *[0] * 8, EPS, 1)
     with pytest.raises(ValueError, match="clips must divide groups"):
-        native.library().exchange_forward((2, 3, 1, 8, 1, 1), (64, 8, 8, 1), *[64] * 7, EPS, 1)
+        native.library().exchange_forward((2, 3, 1, 8, 1, 1), (64, 8, 8, 1), None, *[64] * 8, EPS, 1)
+    with pytest.raises(ValueError, match="null"):
+        native.library().exchange_forward((1, 1, 1, 8, 1, 1), (64, 8, 8, 1), (0, 8, 8, 1), *[64] * 8, EPS, 1)
 
 
 class Block(nn.Module):
@@ -232,6 +256,28 @@ def test_every_form_is_the_models(runner: str, context: int) -> None:
     right = block_results(block, block.plain, inputs)
     for form, backend in (("plain", "auto"), ("absorbed", "eager"), ("absorbed", runner), ("auto", "auto")):
         found = block_results(block, block, inputs, form=form, backend=backend)
+        for index, (expected, ours) in enumerate(zip(right, found, strict=True)):
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10, msg=f"{form} {backend}: {index}")
+
+
+@pytest.mark.parametrize("scale_axes", [None, 0, 1, 2])
+def test_an_update_is_part_of_the_stream(runner: str, scale_axes: int | None) -> None:
+    block, (local, representative, row_scale, grad) = Block(24, 4), tokens(2, 3, 10, 24, context=3)
+    update, front = tokens(2, 3, 12, 24, context=1)[0].split((10, 2), dim=2)  # both views
+    scale = None if scale_axes is None else torch.rand((2, 3)[:scale_axes], dtype=torch.float64)
+    factors = 1.0 if scale is None else scale.view(*scale.shape, *(1 for _ in range(4 - scale.dim())))
+    leaves = [tensor.detach().requires_grad_() for tensor in (local, update, representative)]
+
+    def results(call: Callable[..., Tensor]) -> list[Tensor]:
+        out = call(*leaves)
+        return [out, *torch.autograd.grad(out, [*leaves, *block.parameters()], torch.cat((grad, front), dim=2))]
+
+    right = results(
+        lambda x, update, context: torch.cat((front, block.plain(x + factors * update, context, row_scale)), dim=2)
+    )
+    for form, backend in (("plain", "auto"), ("absorbed", "eager"), ("absorbed", runner)):
+        options = {"update_scale": scale, "front": front, "form": form, "backend": backend}
+        found = results(lambda x, update, context: block(x, context, row_scale, update=update, **options))  # noqa: B023
         for index, (expected, ours) in enumerate(zip(right, found, strict=True)):
             torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10, msg=f"{form} {backend}: {index}")
 
@@ -301,14 +347,14 @@ def test_gradcheck(backend: str) -> None:
 
     leaves = [tensor.detach().requires_grad_() for tensor in (local, context, *block.weights())]
     assert torch.autograd.gradcheck(call, leaves, fast_mode=True)
-    rows = Rows((2, 1, 3, 5, 2, 2), "fp64")
+    rows = Rows((2, 1, 3, 5, 2, 2), "fp64", update="fp64")
     leaves = [tensor.requires_grad_() for tensor in (rows.x, *rows.others)]
     # The fast mode compares one projection of the Jacobian: second derivatives in full take half a minute.
     options = (2, EPS, torch.float64, backend)
     front = torch.randn(2, 2, 5, dtype=torch.float64, requires_grad=True)
 
     def call_rows(front: Tensor, *tensors: Tensor) -> Tensor:
-        return forward_op(*tensors, rows.row_scale, front, *options)
+        return forward_op(*tensors[:5], rows.row_scale, tensors[5], rows.update_scale, front, *options)
 
     for check, fast in ((torch.autograd.gradcheck, False), (torch.autograd.gradgradcheck, True)):
         assert check(call_rows, [front, *leaves], fast_mode=fast)
@@ -316,15 +362,17 @@ def test_gradcheck(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
 def test_opcheck(backend: str) -> None:
-    rows = Rows((2, 2, 5, 24, 2, 3), "bf16")
+    rows = Rows((2, 2, 5, 24, 2, 3), "bf16", update="fp32")
     options = (2, EPS, torch.bfloat16, backend)
-    leaves = [tensor.requires_grad_() for tensor in (rows.x, *rows.others)]
+    *leaves, update = (tensor.requires_grad_() for tensor in (rows.x, *rows.others))
+    updates = ((None, None), (update, rows.update_scale))
     front = torch.randn(4, 1, 24, dtype=torch.bfloat16, requires_grad=True)
-    for given in (None, front):
-        torch.library.opcheck(forward_op, (*leaves, rows.row_scale, given, *options))
+    for added, given in zip(updates, (None, front), strict=True):
+        torch.library.opcheck(forward_op, (*leaves, rows.row_scale, *added, given, *options))
     detached = [tensor.detach() for tensor in leaves]
     turned = rows.grad_out.transpose(0, 2).contiguous().transpose(0, 2)
-    torch.library.opcheck(backward_op, (turned, *detached, rows.row_scale, *options))
+    for added in ((None, None), (update.detach(), rows.update_scale)):
+        torch.library.opcheck(backward_op, (turned, *detached, rows.row_scale, *added, *options))
 
 
 def test_compiles_into_one_graph() -> None:
@@ -364,7 +412,7 @@ def test_flop_counter_sees_both_directions(runner: str) -> None:
     rows = Rows((2, 3, 7, 24, 2, 3))
     matmul = 2 * (2 * 3 * 7) * 24 * 6
     with FlopCounterMode(display=False) as counter:
-        out = forward_op(rows.x.requires_grad_(), *rows.others, None, None, 2, EPS, rows.x.dtype, runner)
+        out = forward_op(rows.x.requires_grad_(), *rows.others, None, None, None, None, 2, EPS, rows.x.dtype, runner)
     assert counter.get_total_flops() == 2 * matmul
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
@@ -400,6 +448,10 @@ GOOD = {"local": LOCAL, "context": torch.zeros(2, 4, 8), "num_heads": 2, "qkv_we
         ({"num_heads": 2.0}, TypeError, "num_heads must be an int"),
         ({"row_scale": torch.ones(3)}, ValueError, "row_scale must have the shape of the first axes of local"),
         ({"row_scale": torch.ones(2, requires_grad=True)}, ValueError, "row_scale must not require"),
+        ({"update": torch.zeros(2, 4, 8)}, ValueError, "update must have the shape of local"),
+        ({"update": LOCAL.double()}, TypeError, "update must be float64 where local is"),
+        ({"update_scale": torch.ones(2)}, ValueError, "update_scale must be None without an update"),
+        ({"update": LOCAL, "update_scale": torch.ones(3)}, ValueError, "update_scale must have the shape of the first"),
         ({"eps": float("nan")}, ValueError, "eps must be finite"),
         ({"form": "folded"}, ValueError, "form: 'folded' is none of auto, absorbed, plain"),
         ({"backend": "quick"}, ValueError, "'quick' is none of auto, eager, cpu, triton, cuda"),

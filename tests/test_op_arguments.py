@@ -149,12 +149,16 @@ def good_exchange(draw: Draw) -> Arguments:
     others = (torch.float64,) if dtype == torch.float64 else FLOATS[1:]
     wide = torch.promote_types(dtype, draw(st.sampled_from([dtype, torch.float32])))
     shapes = {"qkv_weight": (3 * channels, channels), "proj_weight": (channels, channels)}
+    update = draw(st.sampled_from([None, normal(clips, *leading, channels, dtype=draw(st.sampled_from(others)))]))
+    scaled = -1 if update is None else draw(st.integers(-1, len(leading)))
     arguments = {
         "local": normal(clips, *leading, channels, dtype=dtype),
         "context": normal(clips, draw(st.integers(1, 4)), channels, dtype=draw(st.sampled_from(others))),
         **{name: normal(*shapes.get(name, (channels,)), dtype=wide) / 4 for name in EXCHANGE_WEIGHTS},
         "num_heads": heads,
         "row_scale": draw(st.sampled_from([None, normal(clips, dtype=torch.float32)])),
+        "update": update,
+        "update_scale": None if scaled < 0 else normal(*(clips, *leading)[:scaled], dtype=torch.float32),
         "front": draw(st.sampled_from([None, normal(clips, *leading[:-1], 2, channels, dtype=dtype)])),
         "eps": draw(st.sampled_from([0.01, 1])), "form": draw(st.sampled_from(["auto", "plain", "absorbed"])),
         "backend": draw(BACKENDS),
@@ -163,9 +167,14 @@ def good_exchange(draw: Draw) -> Arguments:
 
 
 def plain_exchange(
-    local: Tensor, context: Tensor, *, num_heads: int, row_scale: Tensor | None, front: Tensor | None, eps: float,
-    **rest: Any,
+    local: Tensor, context: Tensor, *, num_heads: int, row_scale: Tensor | None, update: Tensor | None,
+    update_scale: Tensor | None, front: Tensor | None, eps: float, **rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    if update is not None:
+        wide = torch.promote_types(local.dtype, torch.float32)
+        scale = torch.ones(()) if update_scale is None else update_scale
+        scale = scale.view(*scale.shape, *(1 for _ in range(local.dim() - scale.dim())))
+        local = (local.to(wide) + scale.to(wide) * update.to(wide)).to(local.dtype)
     weights = {name: rest[name].to(local.dtype) for name in EXCHANGE_WEIGHTS}
     channels = local.shape[-1]
     normed = torch.nn.functional.layer_norm(
@@ -199,7 +208,7 @@ class Operator:
 PUBLIC = {
     "region_attention": Operator(good_region_attention, plain_region_attention),
     "column_sums": Operator(good_column_sums, plain_column_sums),
-    "exchange": Operator(good_exchange, plain_exchange, ("row_scale",)),
+    "exchange": Operator(good_exchange, plain_exchange, ("row_scale", "update_scale")),
     "layer_norm": Operator(good_layer_norm, plain_layer_norm),
     "gelu_gradient": Operator(good_gelu_gradient, plain_gelu_gradient),
     "residual_layer_norm": Operator(good_residual_layer_norm, plain_residual_layer_norm, ("row_scale",)),
@@ -261,11 +270,15 @@ def good_registered_exchange(draw: Draw) -> Arguments:
     dtype = draw(st.sampled_from(FLOATS))
     wide = torch.promote_types(dtype, torch.float32)
     rows = (clips * draw(st.integers(0, 3)), draw(st.integers(0, 5)), channels)
+    others = (torch.float64,) if dtype == torch.float64 else FLOATS[1:]
+    update = draw(st.sampled_from([None, normal(*rows, dtype=draw(st.sampled_from(others)))]))
+    scales = [None] if update is None else [None, normal(rows[0], dtype=wide)]
     arguments = {
         "x": normal(*rows, dtype=dtype), "keys": normal(clips, pairs, channels, dtype=wide) / 4,
         "key_bias": normal(clips, pairs, dtype=wide), "values": normal(clips, pairs, channels, dtype=wide),
         "out_bias": normal(channels, dtype=wide),
         "row_scale": draw(st.sampled_from([None, normal(clips, dtype=wide)])),
+        "update": update, "update_scale": draw(st.sampled_from(scales)),
         "front": draw(st.sampled_from([None, normal(rows[0], 2, channels, dtype=dtype)])), "num_heads": heads,
         "eps": draw(st.sampled_from([0.01, 1.0])), "operand_dtype": dtype,
         "backend": draw(st.sampled_from(["eager", "cpu"])),

@@ -77,17 +77,31 @@ def test_fast_exchanges_spill_no_register(shape, capability):
     _check(resources)
 
 
+@pytest.mark.parametrize("capability", compile_report.CAPABILITIES)
+@pytest.mark.parametrize("stream_dtype", ["fp32", "bf16"])
+def test_exchange_with_an_update_spills_no_register(stream_dtype, capability):
+    """As under autocast, and of a stream in 16 bits."""
+    _check(
+        compile_report.compile_exchange(
+            512, 8, 8, capability=capability, stream_dtype=stream_dtype, update_dtype="bf16"
+        )
+    )
+
+
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
         ((512, 8, 8), {"stream_dtype": "fp32"}),
         ((512, 8, 8), {"scaled": False, "splits": 4}),
         ((512, 8, 8), {"dtype": "fp32"}),
+        ((512, 8, 8), {"dtype": "fp32", "update_dtype": "fp32"}),
+        ((512, 8, 20), {"stream_dtype": "fp32", "update_dtype": "bf16"}),
         ((512, 8, 48), {}),
         ((1000, 5, 7), {"dtype": "fp16", "capability": 80}),
         ((64, 1, 1), {"capability": 100}),
     ],
-    ids=["autocast", "small-batch", "float32", "many-tokens", "no-powers-of-two", "one-pair"],
+    ids=["autocast", "small-batch", "float32", "float32-update", "tokens-update", "many-tokens", "no-powers-of-two",
+         "one-pair"],
 )
 def test_other_exchanges_fit(shape, options):
     _check(compile_report.compile_exchange(*shape, **options))

@@ -26,7 +26,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.usefixtures("kernels_that_run")
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 EPS = 1e-6
-NAMES = ("out", "grad x", "grad keys", "grad key_bias", "grad values", "grad out_bias")
+NAMES = ("out", "grad x", "grad keys", "grad key_bias", "grad values", "grad out_bias", "grad update")
 
 
 class Case(NamedTuple):
@@ -88,6 +88,8 @@ class Inputs(NamedTuple):
     values: Tensor
     out_bias: Tensor
     row_scale: Tensor | None
+    update: Tensor | None
+    update_scale: Tensor | None
     heads: int
 
     def double(self) -> "Inputs":
@@ -100,8 +102,11 @@ class Inputs(NamedTuple):
         return self._replace(**{name: getattr(self, name).to(dtype) for name in names})
 
 
-def make_inputs(case: Case, logits: float = 1.0, scaled: bool = True) -> Inputs:
-    """Scores are of the size of `logits`; with `scaled`, the second clip's factor is 0."""
+def make_inputs(
+    case: Case, logits: float = 1.0, scaled: bool = True, update_dtype: torch.dtype | None = None
+) -> Inputs:
+    """Scores are of the size of `logits`; with `scaled`, the second clip's factor is 0. With `update_dtype` there is an
+    update of the rows, and with `scaled` its first group's factor is 0."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, dtype: torch.dtype = case.dtype, factor: float = 1.0, shift: float = 0.0) -> Tensor:
@@ -110,10 +115,12 @@ def make_inputs(case: Case, logits: float = 1.0, scaled: bool = True) -> Inputs:
     clips, pairs, channels = case.clips, case.heads * case.tokens, case.channels
     shape = (clips * case.groups, case.rows, channels)
     row_scale = torch.tensor([1.25, 0.0] * clips)[:clips].to(DEVICE) if scaled else None
+    update = None if update_dtype is None else draw(*shape, dtype=update_dtype)
+    update_scale = torch.linspace(0.0, 1.5, shape[0]).to(DEVICE) if scaled and update is not None else None
     return Inputs(
         draw(*shape, dtype=case.x_dtype), draw(*shape, dtype=case.x_dtype, shift=2.0),
         draw(clips, pairs, channels, factor=logits * channels**-0.5), draw(clips, pairs, factor=logits),
-        draw(clips, pairs, channels), draw(channels, dtype=FP32), row_scale, case.heads,
+        draw(clips, pairs, channels), draw(channels, dtype=FP32), row_scale, update, update_scale, case.heads,
     )  # fmt: skip
 
 
@@ -140,8 +147,8 @@ def assert_within_twice_eager(inputs: Inputs) -> None:
     Root mean squares: the largest of a few roundings is luck.
     """
     found, eager, exact = run_triton(inputs), run_reference(inputs.narrow()), run_reference(inputs.double())
-    like = (inputs.x, *inputs[1:6])
-    for name, given, ours, plain, right in zip(NAMES, like, found, eager, exact, strict=True):
+    like = (inputs.x, *inputs[1:6], *(() if inputs.update is None else (inputs.update,)))
+    for name, given, ours, plain, right in zip(NAMES[: len(like)], like, found, eager, exact, strict=True):
         assert ours.dtype == given.dtype and ours.shape == given.shape and ours.is_contiguous(), name
         error, allowed = ((tensor.double() - right).square().mean().sqrt() for tensor in (ours, plain))
         floor = torch.finfo(plain.dtype).eps / 8 * right.square().mean().sqrt()
@@ -168,6 +175,18 @@ def test_error_against_float64(case):
 @pytest.mark.parametrize("case", KERNELS)
 def test_without_row_scale(case):
     assert_within_twice_eager(make_inputs(case, scaled=False))
+
+
+@runs_kernels
+@pytest.mark.parametrize("scaled", [True, False], ids=["scaled", "unscaled"])
+@pytest.mark.parametrize(
+    ("x_dtype", "operand_dtype", "update_dtype"), [(FP32, BF16, BF16), (BF16, FP32, FP32), (FP32, FP32, FP16)]
+)
+def test_with_an_update(x_dtype, operand_dtype, update_dtype, scaled):
+    inputs = make_inputs(Case(2, 5, 13, 72, 3, 8, x_dtype, operand_dtype), scaled=scaled, update_dtype=update_dtype)
+    assert_within_twice_eager(inputs)
+    strided = inputs._replace(x=_without_first_row(inputs.x), update=_swapped(inputs.update))
+    assert all(torch.equal(a, b) for a, b in zip(run_triton(inputs), run_triton(strided), strict=True))
 
 
 @runs_kernels
@@ -230,7 +249,7 @@ def test_strides_do_not_matter(case, view):
         grad_out=_swapped(view(inputs.grad_out)), x=view(inputs.x), keys=_swapped(inputs.keys),
         values=_every_second_channel(inputs.values), key_bias=inputs.key_bias.T.contiguous().T,
     )  # fmt: skip
-    for name, plain, found in zip(NAMES, run_triton(inputs), run_triton(strided), strict=True):
+    for name, plain, found in zip(NAMES[:6], run_triton(inputs), run_triton(strided), strict=True):
         assert torch.equal(plain, found) and found.is_contiguous(), name
 
 
@@ -248,8 +267,9 @@ def test_expanded_gradient():
 def test_empty_input_launches_nothing(shape, monkeypatch):
     monkeypatch.setattr(exchange, "kernels", None)
     clips, groups, rows = shape
-    out, grad_x, *grads = run_triton(make_inputs(Case(clips, groups, rows, 16, 2, 4, FP32, FP32)))
-    assert out.shape == grad_x.shape == (clips * groups, rows, 16)
+    inputs = make_inputs(Case(clips, groups, rows, 16, 2, 4, FP32, FP32), update_dtype=BF16)
+    out, grad_x, *grads, grad_update = run_triton(inputs)
+    assert out.shape == grad_x.shape == grad_update.shape == (clips * groups, rows, 16)
     assert [grad.shape for grad in grads] == [(clips, 8, 16), (clips, 8), (clips, 8, 16), (16,)]
     assert not any(grad.any() for grad in grads)
 

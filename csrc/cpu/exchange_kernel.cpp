@@ -36,9 +36,9 @@ struct Layout {
   size_t rows() const { return static_cast<size_t>(kStep) * stride; }
   size_t rows_t() const { return static_cast<size_t>(width) * kStep; }
   size_t scores() const { return static_cast<size_t>(pairs) * kStep; }
-  size_t forward_elements() const { return matrix() + rows() + rows_t() + scores() + width + 5 * kSpacing<T>; }
+  size_t forward_elements() const { return matrix() + rows() + rows_t() + scores() + 2 * width + 6 * kSpacing<T>; }
   size_t backward_elements() const {
-    return matrix() + 3 * rows() + rows_t() + 2 * scores() + width + kStep + 9 * kSpacing<T>;
+    return matrix() + 3 * rows() + rows_t() + 2 * scores() + 2 * width + kStep + 10 * kSpacing<T>;
   }
 };
 
@@ -68,12 +68,31 @@ const T* read(const StridedRows& rows, const Exchange& problem, int64_t row, T* 
   return read_row<T>(row_address(rows, problem.rows, row), rows.dtype, buffer, static_cast<int>(problem.channels));
 }
 
-// Rows become u = (x - mean) / deviation; 1 / deviation goes to `inverse` where it is asked for.
 template <class T>
-void normalise_rows(const Exchange& problem, int64_t first, int rows, const Layout<T>& layout, T* unit, T* inverse) {
+Vec<T> update_scale(const Exchange& problem, int64_t row) {
+  return broadcast<T>(problem.update_scale ? static_cast<const T*>(problem.update_scale)[row / problem.rows] : T(1));
+}
+
+// A row of the stream: x, or x + update_scale · update, which is made in `buffer` every time that it is needed.
+template <class T>
+const T* read_stream(const Exchange& problem, int64_t row, T* buffer, T* update_buffer) {
+  const T* const x = read<T>(problem.x, problem, row, buffer);
+  if (!problem.has_update) return x;
+  const T* const update = read<T>(problem.update, problem, row, update_buffer);
+  const Vec<T> scale = update_scale<T>(problem, row);
+  along_row<T>(static_cast<int>(problem.channels), [&](int c, auto lanes) {
+    store_part<T>(buffer + c, load_part(x + c, lanes) + scale * load_part(update + c, lanes), lanes);
+  });
+  return buffer;
+}
+
+// Rows of the stream become u = (x - mean) / deviation; 1 / deviation goes to `inverse` where it is asked for.
+template <class T>
+void normalise_rows(const Exchange& problem, int64_t first, int rows, const Layout<T>& layout, T* unit, T* inverse,
+                    T* update_buffer) {
   for (int i = 0; i < rows; ++i) {
     T* const row = unit + static_cast<ptrdiff_t>(i) * layout.stride;
-    const T* x = read<T>(problem.x, problem, first + i, row);
+    const T* const x = read_stream<T>(problem, first + i, row, update_buffer);
     const RowStatistics<T> statistics(x, layout.width, static_cast<T>(problem.eps));
     const Vec<T> mean = broadcast<T>(statistics.mean), factor = broadcast<T>(statistics.inverse_deviation);
     along_row<T>(layout.width, [&](int c, auto lanes) {
@@ -150,18 +169,19 @@ void forward_chunk(const Exchange& problem, int64_t task, void* memory) {
   T* const rows_t = buffers.take(layout.rows_t());
   T* const probs = buffers.take(layout.scores());
   T* const x_buffer = buffers.take(layout.width);
+  T* const update_buffer = buffers.take(layout.width);
 
   pack_rows<T>(chunk.values, layout.width, layout.pairs, layout.width, values, layout.stride);
   for (int64_t first = chunk.first; first < chunk.end; first += kStep) {
     const int rows = chunk.step(first);
-    normalise_rows<T>(problem, first, rows, layout, block, nullptr);
+    normalise_rows<T>(problem, first, rows, layout, block, nullptr, update_buffer);
     multiply_transposed<T>(chunk.keys, block, rows, layout, rows_t, probs);
     soften<T>(probs, chunk.key_bias, problem, rows);
     multiply<T, true>({probs, kStep, values, layout.stride, layout.pairs}, rows, layout.vectors, block,
                       layout.stride, Epilogue<T>());
     for (int i = 0; i < rows; ++i) {
       const T* const branch = block + static_cast<ptrdiff_t>(i) * layout.stride;
-      const T* x = read<T>(problem.x, problem, first + i, x_buffer);
+      const T* const x = read_stream<T>(problem, first + i, x_buffer, update_buffer);
       const int64_t place = problem.place(first + i);
       T* const result = result_row<T>(problem.out, problem.x.dtype, place, x_buffer, layout.width);
       along_row<T>(layout.width, [&](int c, auto lanes) {
@@ -189,10 +209,10 @@ void scale_gradients(const Exchange& problem, int64_t first, int rows, const Lay
   }
 }
 
-// grad_x = grad_out + (du - mean(du) - u · mean(du · u)) / deviation.
+// grad_x = grad_out + (du - mean(du) - u · mean(du · u)) / deviation; grad_update = update_scale · grad_x.
 template <class T>
 void write_gradients(const Exchange& problem, int64_t first, int rows, const Layout<T>& layout, const T* unit,
-                     const T* inverse, const T* unit_grads, T* grad_buffer) {
+                     const T* inverse, const T* unit_grads, T* grad_buffer, T* update_buffer) {
   for (int i = 0; i < rows; ++i) {
     const T* const u = unit + static_cast<ptrdiff_t>(i) * layout.stride;
     const T* const du = unit_grads + static_cast<ptrdiff_t>(i) * layout.stride;
@@ -211,6 +231,15 @@ void write_gradients(const Exchange& problem, int64_t first, int rows, const Lay
       const Vec<T> through = (load<T>(du + c) - mean - load<T>(u + c) * mean_turned) * factor;
       store_part<T>(result + c, load_part(grad + c, lanes) + through, lanes);
     });
+    if (problem.has_update) {
+      const DType dtype = problem.update.dtype;
+      T* const grad_update = result_row<T>(problem.grad_update, dtype, first + i, update_buffer, layout.width);
+      const Vec<T> scale = update_scale<T>(problem, first + i);
+      along_row<T>(layout.width, [&](int c, auto lanes) {
+        store_part<T>(grad_update + c, load_part(result + c, lanes) * scale, lanes);
+      });
+      finish_row<T>(grad_update, problem.grad_update, dtype, first + i, layout.width);
+    }
     finish_row<T>(result, problem.grad_x, problem.x.dtype, first + i, layout.width);
   }
 }
@@ -231,6 +260,7 @@ void backward_chunk(const Exchange& problem, int64_t task, void* memory) {
   T* const probs = buffers.take(layout.scores());
   T* const score_grads = buffers.take(layout.scores());
   T* const grad_buffer = buffers.take(layout.width);
+  T* const update_buffer = buffers.take(layout.width);
   T* const inverse = buffers.take(kStep);
 
   const int64_t sums_width = problem.sums_width();
@@ -245,7 +275,7 @@ void backward_chunk(const Exchange& problem, int64_t task, void* memory) {
   Epilogue<T> add;
   for (int64_t first = chunk.first; first < chunk.end; first += kStep) {
     const int rows = chunk.step(first);
-    normalise_rows<T>(problem, first, rows, layout, unit, inverse);
+    normalise_rows<T>(problem, first, rows, layout, unit, inverse, update_buffer);
     multiply_transposed<T>(chunk.keys, unit, rows, layout, rows_t, probs);
     soften<T>(probs, chunk.key_bias, problem, rows);
     scale_gradients<T>(problem, first, rows, layout, chunk.row_scale, grads, out_bias_sums);
@@ -256,7 +286,7 @@ void backward_chunk(const Exchange& problem, int64_t task, void* memory) {
     multiply<T>({probs, kStep, grads, stride, rows}, pairs, layout.vectors, value_sums, sums_width, add);
     multiply<T, true>({score_grads, kStep, keys, stride, pairs}, rows, layout.vectors, unit_grads, stride,
                       Epilogue<T>());
-    write_gradients<T>(problem, first, rows, layout, unit, inverse, unit_grads, grad_buffer);
+    write_gradients<T>(problem, first, rows, layout, unit, inverse, unit_grads, grad_buffer, update_buffer);
   }
 }
 

@@ -1,7 +1,9 @@
 """The representative-token exchange by the CUDA kernels.
 
 Letters: B clips, G groups of M rows (G / B groups a clip), C channels, H heads, K representative tokens a clip,
-J = H·K. Operands of matrix products are of the dtype of ``x``, whatever the ``operand_dtype`` and that of the keys.
+J = H·K. Operands of matrix products are of the dtype of ``x``, whatever the ``operand_dtype`` and that of the keys. An
+``update`` of ``x`` is added by PyTorch, in the forward and again in the backward: the kernels take the sum, in the
+dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from mae_dfer_kernels import native
 from mae_dfer_kernels.cuda import device
 from mae_dfer_kernels.gpu import on_device
 from mae_dfer_kernels.native.rows import address, dense, describe
+from mae_dfer_kernels.reference.exchange import update_gradient, updated
 
 MAX_PAIRS, MAX_CHANNELS = 256, 2048
 # Pairs that a warp works on at once, rows of its own.
@@ -96,17 +99,19 @@ def forward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
     front: int,
 ) -> Tensor:
-    """The `cuda` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with what
-    is in front left to be filled."""
+    """The `cuda` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the result (G, front + M, C)
+    contiguous, with what is in front left to be filled."""
     out = x.new_empty((x.shape[0], front + x.shape[1], x.shape[2]))
     if x.numel() == 0:
         return out
-    x, padding = device.aligned_rows(x), Padding.of(keys.shape[1], num_heads)
+    x, padding = _sum(x, update, update_scale), Padding.of(keys.shape[1], num_heads)
     inputs = _inputs(padding, x, keys, key_bias, values, out_bias, row_scale)
     with on_device(x.device):
         device.library().cuda_exchange_forward(
@@ -124,16 +129,19 @@ def backward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The `cuda` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
+) -> tuple[Tensor, ...]:
+    """The `cuda` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values``, ``out_bias`` and, where it
+    is given, ``update``."""
     grad_x = x.new_empty(x.shape)
     if x.numel() == 0:
         nothing = [torch.zeros_like(tensor).contiguous() for tensor in (keys, key_bias, values, out_bias)]
-        return grad_x, nothing[0], nothing[1], nothing[2], nothing[3]
-    x, grad_out = device.aligned_rows(x), device.aligned_rows(grad_out)
+        return grad_x, *nothing, *(() if update is None else (update.new_empty(x.shape),))
+    x, grad_out = _sum(x, update, update_scale), device.aligned_rows(grad_out)
     padding = Padding.of(keys.shape[1], num_heads)
     inputs = _inputs(padding, x, keys, key_bias, values, out_bias, row_scale)
     key_sums = inputs[0].sum(dim=-1, dtype=torch.float32)
@@ -163,7 +171,12 @@ def backward(
         padding.remove(grad_key_bias).to(key_bias.dtype),
         padding.remove(grad_values).to(values.dtype),
         grad_out_bias.sum(0).to(out_bias.dtype),
+        *(() if update is None else (update_gradient(grad_x, update, update_scale),)),
     )
+
+
+def _sum(x: Tensor, update: Tensor | None, update_scale: Tensor | None) -> Tensor:
+    return device.aligned_rows(updated(x, update, update_scale).to(x.dtype))
 
 
 def _inputs(

@@ -29,22 +29,25 @@ def forward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
     front: int,
 ) -> Tensor:
-    """The `cpu` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with what
-    is in front left to be filled. Operands of products are in the dtype computed in, whatever ``operand_dtype``."""
+    """The `cpu` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the result (G, front + M, C)
+    contiguous, with what is in front left to be filled. Operands of products are in the dtype computed in, whatever
+    ``operand_dtype``."""
     native.check_place("x", x)
-    x = rows_contiguous(x)
+    x, update = rows_contiguous(x), None if update is None else rows_contiguous(update)
     groups, rows, channels = x.shape
     out = x.new_empty(groups, front + rows, channels)
     compute = compute_dtype(x)
-    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
+    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale, update_scale)]
     native.library().exchange_forward(
-        _shape(x, keys, num_heads), describe(x), *map(address, inputs), out.data_ptr(), front, eps,
-        torch.get_num_threads(),
+        _shape(x, keys, num_heads), describe(x), _described(update), *map(address, inputs),
+        out.data_ptr(), front, eps, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -57,25 +60,31 @@ def backward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The `cpu` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
+) -> tuple[Tensor, ...]:
+    """The `cpu` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values``, ``out_bias`` and, where it
+    is given, ``update``."""
     native.check_place("x", x)
     x, grad_out = rows_contiguous(x), rows_contiguous(grad_out)
+    update = None if update is None else rows_contiguous(update)
     pairs, channels = keys.shape[1:]
     shape = _shape(x, keys, num_heads)
     compute = compute_dtype(x)
-    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale)]
+    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale, update_scale)]
     grad_x = x.new_empty(x.shape)
+    grad_update = None if update is None else update.new_empty(x.shape)
     # Sums of each chunk of a clip's rows, added up in their order: the same bits on any number of threads.
     chunks, width = native.library().exchange_sums(shape)
     sums = x.new_empty((keys.shape[0], chunks, 2 * pairs + 1, width), dtype=compute)
     key_bias_sums = x.new_empty((keys.shape[0], chunks, pairs), dtype=compute)
     native.library().exchange_backward(
-        shape, describe(grad_out), describe(x), *map(address, inputs), grad_x.data_ptr(),
-        sums.data_ptr(), key_bias_sums.data_ptr(), eps, torch.get_num_threads(),
+        shape, describe(grad_out), describe(x), _described(update), *map(address, inputs),
+        grad_x.data_ptr(), address(grad_update), sums.data_ptr(), key_bias_sums.data_ptr(), eps,
+        torch.get_num_threads(),
     )  # fmt: skip
     return (
         grad_x,
@@ -83,7 +92,12 @@ def backward(
         key_bias_sums.sum(dim=1).to(key_bias.dtype),
         sums[:, :, pairs : 2 * pairs, :channels].sum(dim=1).to(values.dtype),
         sums[:, :, 2 * pairs, :channels].sum(dim=(0, 1)).to(out_bias.dtype),
+        *(() if grad_update is None else (grad_update,)),
     )
+
+
+def _described(update: Tensor | None) -> tuple[int, int, int, int] | None:
+    return None if update is None else describe(update)
 
 
 def _shape(x: Tensor, keys: Tensor, num_heads: int) -> tuple[int, int, int, int, int, int]:

@@ -36,7 +36,7 @@ _ITEMSIZE = {"bf16": 2, "fp16": 2, "fp32": 4}
 _TYPES = {
     "p_statistics": "*fp32", "num_regions": "i32", "statistic": "i64", "scale": "fp32",
     "scale_log2": "fp32", "keep_scale": "fp32", "seed": "i64", "threshold": "u32",
-    "p_scale": "*fp32", "p_weight": "*fp32", "p_bias": "*fp32", "p_partial": "*fp32",
+    "p_scale": "*fp32", "p_update_scale": "*fp32", "p_weight": "*fp32", "p_bias": "*fp32", "p_partial": "*fp32",
     "num_rows": "i32", "rows_per_group": "i32", "eps": "fp32", "clips": "i32", "clip_rows": "i32",
     "p_key_bias": "*fp32", "p_out_bias": "*fp32", "p_grad_keys": "*fp32", "p_grad_values": "*fp32",
     "p_grad_key_bias": "*fp32", "p_grad_out_bias": "*fp32",
@@ -116,6 +116,7 @@ def compile_exchange(
     stream_dtype: str | None = None,
     scaled: bool = True,
     splits: int = 1,
+    update_dtype: str | None = None,
 ) -> list[Resources]:
     """Compile the exchange with `tokens` representative tokens, forward and backward.
 
@@ -124,19 +125,23 @@ def compile_exchange(
         stream_dtype: of the residual stream and its gradients; None: `dtype`.
         scaled: with stochastic depth.
         splits: programs among which the rows of a clip are split in the last kernel.
+        update_dtype: of a branch that is still to be added to the stream; None: without one.
     """
     stream = dict.fromkeys(("p_x", "p_out", "p_grad_out", "p_grad_x"), f"*{stream_dtype or dtype}")
+    stream |= dict.fromkeys(("p_update", "p_grad_update"), f"*{update_dtype or stream_dtype or dtype}")
+    updated = update_dtype is not None
+    given = (scaled, updated, updated)
     layout = exchange.layout(channels, num_heads * tokens, num_heads)
     shape = (layout["HP"] * layout["KP"], _ITEMSIZE[dtype], _ITEMSIZE[stream_dtype or dtype])
-    new = capability >= 90
+    backward = (*shape, capability >= 90, updated)
     launches = [
-        (exchange_kernels.exchange_forward, exchange.tile_forward(*shape), {"FRONT": 1}),
-        (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*shape, new), {}),
-        (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*shape, new), {"SPLITS": splits}),
+        (exchange_kernels.exchange_forward, exchange.tile_forward(*shape, updated), {"FRONT": 1}),
+        (exchange_kernels.exchange_backward_rows, exchange.tile_backward_rows(*backward), {}),
+        (exchange_kernels.exchange_backward_pairs, exchange.tile_backward_pairs(*backward), {"SPLITS": splits}),
     ]
     return [
         _compile(
-            kernel, dtype, capability, {**layout, **exchange.constants(tile, scaled), **more}, tile.num_warps, stream,
+            kernel, dtype, capability, {**layout, **exchange.constants(tile, *given), **more}, tile.num_warps, stream,
             tile.num_stages,
         )  # fmt: skip
         for kernel, tile, more in launches

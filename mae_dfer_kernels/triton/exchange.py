@@ -75,10 +75,13 @@ def layout(channels: int, pairs: int, num_heads: int) -> dict[str, int]:
     return {"C": channels, "H": num_heads, "K": tokens, "HP": heads, "KP": token_columns}
 
 
-def tile_forward(columns: int, itemsize: int, stream_itemsize: int) -> Tile:
-    """Settings of `exchange_forward` for HP·KP ``columns``, operands of ``itemsize`` bytes and rows of others."""
+def tile_forward(columns: int, itemsize: int, stream_itemsize: int, updated: bool = False) -> Tile:
+    """Settings of `exchange_forward` for HP·KP ``columns``, operands of ``itemsize`` bytes and rows of others;
+    ``updated``: with an update."""
+    if itemsize == 4 and columns <= 64:
+        return Tile(32, 32, num_warps=8, num_stages=3 if updated else 2)
     if itemsize == 4:
-        return Tile(32, 32, num_warps=8) if columns <= 64 else Tile(16, _narrow(columns), num_warps=8)
+        return Tile(16, _narrow(columns), num_warps=8)
     if columns <= 64:
         rows, num_warps = (64, 4) if stream_itemsize == 2 else (32, 8)
         return Tile(rows, 64, num_warps, num_stages=3)
@@ -87,26 +90,32 @@ def tile_forward(columns: int, itemsize: int, stream_itemsize: int) -> Tile:
     return Tile(16, 32 if columns <= 512 else 16, num_warps=8)
 
 
-def tile_backward_rows(columns: int, itemsize: int, stream_itemsize: int, new: bool = True) -> Tile:
-    """Settings of `exchange_backward_rows`; ``new``: `is_hopper_or_newer`."""
+def tile_backward_rows(
+    columns: int, itemsize: int, stream_itemsize: int, new: bool = True, updated: bool = False
+) -> Tile:
+    """Settings of `exchange_backward_rows`; ``new``: `is_hopper_or_newer`, ``updated`` as above."""
     if itemsize == 4:
         return Tile(16, _narrow(columns), num_warps=8)
     if columns <= 64 and not new:
         return Tile(64, 32, num_warps=8)
     if columns <= 64:
-        return Tile(64 if stream_itemsize == 2 else 32, 64, num_warps=4, num_stages=3)
+        # Of 64 rows with an update, a third stage has no room.
+        rows, num_stages = (64, 2 if updated else 3) if stream_itemsize == 2 else (32, 3)
+        return Tile(rows, 64, num_warps=4, num_stages=num_stages)
     return Tile(32, 32, num_warps=8) if columns <= 256 else Tile(16, 16, num_warps=8)
 
 
-def tile_backward_pairs(columns: int, itemsize: int, stream_itemsize: int, new: bool = True) -> Tile:
-    """Settings of `exchange_backward_pairs`; ``new`` as above."""
+def tile_backward_pairs(
+    columns: int, itemsize: int, stream_itemsize: int, new: bool = True, updated: bool = False
+) -> Tile:
+    """Settings of `exchange_backward_pairs`; ``new`` and ``updated`` as above."""
     pairs = min(columns, 64)
     if itemsize == 4:
         return Tile(16, 32, num_warps=8, pairs=pairs)
     if not new:
-        return Tile(32, 64, num_warps=4, pairs=pairs)
+        return Tile(16 if updated and stream_itemsize == 4 else 32, 64, num_warps=4, pairs=pairs)
     if stream_itemsize == 2:
-        return Tile(64, 64, num_warps=4, pairs=pairs, num_stages=3)
+        return Tile(64, 64, num_warps=4, pairs=pairs, num_stages=2 if updated else 3)
     return Tile(32, 128, num_warps=4, pairs=pairs)
 
 
@@ -122,27 +131,29 @@ def forward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
     front: int,
 ) -> Tensor:
-    """The `triton` backend's forward; ``x`` (G, M, C) of any strides, the result (G, front + M, C) contiguous, with
-    what is in front left to be filled."""
+    """The `triton` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the result (G, front + M, C)
+    contiguous, with what is in front left to be filled."""
     out = torch.empty((x.shape[0], front + x.shape[1], x.shape[2]), dtype=x.dtype, device=x.device)
     if x.numel() == 0:
         return out
-    x = with_dense_rows(x)
+    x, *added = _stream(x, update, update_scale)
     keys, values = (tensor.to(operand_dtype).contiguous() for tensor in (keys, values))
     key_bias, out_bias = key_bias.contiguous(), out_bias.contiguous()
     clips, clip_rows = keys.shape[0], x.shape[0] * x.shape[1] // keys.shape[0]
     sizes = layout(x.shape[2], keys.shape[1], num_heads)
-    tile = tile_forward(sizes["HP"] * sizes["KP"], keys.element_size(), x.element_size())
+    tile = tile_forward(sizes["HP"] * sizes["KP"], keys.element_size(), x.element_size(), update is not None)
     with on_device(x.device):
         kernels.exchange_forward[(clips * -(-clip_rows // tile.rows),)](
-            x, keys, key_bias, values, out_bias, _scale(row_scale, out_bias), out, x.stride(0), x.stride(1),
-            clip_rows, x.shape[1], eps, FRONT=front, **sizes, **constants(tile, row_scale is not None),
-            **options(tile),
+            x, *added, keys, key_bias, values, out_bias, _scale(row_scale, out_bias), out, *_strides(x, added[0]),
+            clip_rows, x.shape[1], eps, FRONT=front, **sizes,
+            **constants(tile, *_present(row_scale, update, update_scale)), **options(tile),
         )  # fmt: skip
     return out
 
@@ -155,15 +166,20 @@ def backward(
     values: Tensor,
     out_bias: Tensor,
     row_scale: Tensor | None,
+    update: Tensor | None,
+    update_scale: Tensor | None,
     num_heads: int,
     eps: float,
     operand_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The `triton` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values`` and ``out_bias``."""
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+) -> tuple[Tensor, ...]:
+    """The `triton` backend's backward; gradients of ``x``, ``keys``, ``key_bias``, ``values``, ``out_bias`` and, where
+    it is given, ``update``."""
+    streams = (x,) if update is None else (x, update)
+    grad_x, *grad_update = (torch.empty(x.shape, dtype=tensor.dtype, device=x.device) for tensor in streams)
     if x.numel() == 0:
-        return grad_x, *(torch.zeros_like(tensor).contiguous() for tensor in (keys, key_bias, values, out_bias))
-    x, grad_out = with_dense_rows(x), with_dense_rows(grad_out)
+        nothing = (torch.zeros_like(tensor).contiguous() for tensor in (keys, key_bias, values, out_bias))
+        return grad_x, *nothing, *grad_update
+    grad_out, (x, *added) = with_dense_rows(grad_out), _stream(x, update, update_scale)
     given, key_bias = (keys, key_bias, values), key_bias.contiguous()
     keys, values = (tensor.to(operand_dtype).contiguous() for tensor in (keys, values))
     (clips, pairs, channels), num_rows = keys.shape, x.shape[0] * x.shape[1]
@@ -171,16 +187,17 @@ def backward(
     columns, new = sizes["HP"] * sizes["KP"], is_hopper_or_newer(x.device)
     probs, grad_scores = torch.empty((2, num_rows, columns), dtype=keys.dtype, device=x.device)
     statistics = torch.empty((num_rows, 2), dtype=torch.float32, device=x.device)
-    strides = (grad_out.stride(0), grad_out.stride(1), x.stride(0), x.stride(1))
-    scale, scaled = _scale(row_scale, statistics), row_scale is not None
-    tile = tile_backward_rows(columns, itemsize, x.element_size(), new)
+    strides = _strides(grad_out, x, added[0])
+    scale, present = _scale(row_scale, statistics), _present(row_scale, update, update_scale)
+    kind = (columns, itemsize, x.element_size(), new, update is not None)
+    tile = tile_backward_rows(*kind)
     clip_rows = num_rows // clips
     with on_device(x.device):
         kernels.exchange_backward_rows[(clips * -(-clip_rows // tile.rows),)](
-            grad_out, x, keys, key_bias, values, scale, grad_x, probs, grad_scores, statistics, *strides,
-            clip_rows, x.shape[1], eps, **sizes, **constants(tile, scaled), **options(tile),
+            grad_out, x, *added, keys, key_bias, values, scale, grad_x, *(grad_update or [grad_x]), probs, grad_scores,
+            statistics, *strides, clip_rows, x.shape[1], eps, **sizes, **constants(tile, *present), **options(tile),
         )  # fmt: skip
-    tile = tile_backward_pairs(columns, itemsize, x.element_size(), new)
+    tile = tile_backward_pairs(*kind)
     programs = clips * (columns // tile.pairs) * -(-channels // tile.chunk)
     splits = min(-(-_PAIRS_PROGRAMS // programs), -(-clip_rows // tile.rows))
     # Parts of a sum stay in float32 until they are added.
@@ -192,8 +209,8 @@ def backward(
     grad_out_bias = torch.empty((splits, clips, channels), dtype=torch.float32, device=x.device)
     with on_device(x.device):
         kernels.exchange_backward_pairs[(splits * programs,)](
-            grad_out, x, scale, probs, grad_scores, statistics, *grads, grad_out_bias, *strides, clips, clip_rows,
-            x.shape[1], **sizes, **constants(tile, scaled), SPLITS=splits, **options(tile),
+            grad_out, x, *added, scale, probs, grad_scores, statistics, *grads, grad_out_bias, *strides, clips,
+            clip_rows, x.shape[1], **sizes, **constants(tile, *present), SPLITS=splits, **options(tile),
         )  # fmt: skip
     if splits == 1:
         grad_keys, grad_key_bias, grad_values = (grad[0] for grad in grads)
@@ -201,17 +218,34 @@ def backward(
         grad_keys, grad_key_bias, grad_values = (
             grad.sum(0).to(tensor.dtype) for grad, tensor in zip(grads, given, strict=True)
         )
-    return grad_x, grad_keys, grad_key_bias, grad_values, grad_out_bias.sum((0, 1)).to(out_bias.dtype)
+    grad_out_bias = grad_out_bias.sum((0, 1)).to(out_bias.dtype)
+    return grad_x, grad_keys, grad_key_bias, grad_values, grad_out_bias, *grad_update
 
 
 def options(tile: Tile) -> dict[str, int | bool]:
     return compile_options(tile.num_warps, tile.num_stages)
 
 
-def constants(tile: Tile, scaled: bool) -> dict[str, int | bool]:
-    """What a kernel is compiled with besides `layout`."""
+def constants(tile: Tile, scaled: bool, updated: bool, update_scaled: bool) -> dict[str, int | bool]:
+    """What a kernel is compiled with besides `layout`; whether there is a row_scale, an update, an update_scale."""
     owned = {"PAIRS": tile.pairs} if tile.pairs else {}
-    return {"ROWS": tile.rows, "CHUNK": tile.chunk, "SCALED": scaled, **owned}
+    given = {"SCALED": scaled, "HAS_UPDATE": updated, "UPDATE_SCALED": update_scaled}
+    return {"ROWS": tile.rows, "CHUNK": tile.chunk, **given, **owned}
+
+
+def _present(*tensors: Tensor | None) -> tuple[bool, ...]:
+    return tuple(tensor is not None for tensor in tensors)
+
+
+def _stream(x: Tensor, update: Tensor | None, update_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """x, update and update_scale as the kernels take them."""
+    x = with_dense_rows(x)
+    return x, x if update is None else with_dense_rows(update), _scale(update_scale, x)
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Of groups and rows."""
+    return tuple(tensor.stride(axis) for tensor in tensors for axis in (0, 1))
 
 
 def _scale(row_scale: Tensor | None, instead: Tensor) -> Tensor:

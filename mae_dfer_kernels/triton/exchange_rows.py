@@ -6,6 +6,9 @@ of two not less than K and H, PAIRS = HP·KP; ROWS rows of a tile, CHUNK channel
 A head's K columns stand KP apart, so that its softmax is a reduction of (ROWS, HP, KP) along the last axis. Columns
 beyond K have the key bias -inf, hence probability 0. Columns of heads beyond H have keys, biases and values of 0.
 
+With HAS_UPDATE, x is a sum everywhere here: of what p_x and p_update hold, the latter times a factor a group. It is
+made anew wherever it is read, and written nowhere.
+
 A tile of rows is read three times, from memory once and then from the caches: for the statistics, for the scores and
 for the result. Only its J scores stay in registers.
 """
@@ -32,19 +35,45 @@ def _load(p_base, o_row, m_row, o_channel, C: tl.constexpr):
 
 
 @triton.jit
-def _statistics(p_x, o_x, m_row, eps, C: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+def _stream(
+    p_x, p_update, p_update_scale, group, row, m_row, stride_x_group, stride_x_row, stride_update_group,
+    stride_update_row, HAS_UPDATE: tl.constexpr, UPDATE_SCALED: tl.constexpr,
+):  # fmt: skip
+    """What `_load_stream` reads rows of groups from."""
+    o_x = row_offsets(group, row, stride_x_group, stride_x_row)
+    o_update = o_x
+    scale = tl.full(group.shape, 1.0, tl.float32)
+    if HAS_UPDATE:
+        o_update = row_offsets(group, row, stride_update_group, stride_update_row)
+        if UPDATE_SCALED:
+            scale = tl.load(p_update_scale + group, mask=m_row, other=0.0).to(tl.float32)
+    return p_x, o_x, p_update, o_update, scale, m_row
+
+
+@triton.jit
+def _load_stream(stream, o_channel, C: tl.constexpr, HAS_UPDATE: tl.constexpr):
+    """x, or x + scale · update, in float32."""
+    p_x, o_x, p_update, o_update, scale, m_row = stream
+    b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+    if HAS_UPDATE:
+        b_x += _load(p_update, o_update, m_row, o_channel, C).to(tl.float32) * scale[:, None]
+    return b_x
+
+
+@triton.jit
+def _statistics(stream, eps, C: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, HAS_UPDATE: tl.constexpr):
     """(mean, 1 / sqrt(variance + eps)) of rows. Two passes over a chunk in registers; chunks merge by Chan's formula.
 
     All is taken relative to the first chunk's mean, so that a mean far from 0 is rounded once, at the end.
     """
-    b_x = _load(p_x, o_x, m_row, tl.arange(0, CHUNK), C).to(tl.float32)
+    b_x = _load_stream(stream, tl.arange(0, CHUNK), C, HAS_UPDATE)
     origin = tl.sum(b_x, axis=1) / min(C, CHUNK)
     mean = tl.zeros([ROWS], tl.float32)
     squares = tl.zeros([ROWS], tl.float32)
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
         m_channel = (o_channel < C)[None, :]
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_x = tl.where(m_channel, b_x - origin[:, None], 0.0)
         count = tl.minimum(C - start, CHUNK).to(tl.float32)
         share = count / tl.minimum(C, start + CHUNK).to(tl.float32)
@@ -66,9 +95,10 @@ def _softmax(b_s, ROWS: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr):
 
 @triton.jit(do_not_specialize=["clip_rows", "rows_per_group"])
 def exchange_forward(
-    p_x, p_keys, p_key_bias, p_values, p_out_bias, p_scale, p_out, stride_x_group, stride_x_row, clip_rows,
-    rows_per_group, eps, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr,
-    FRONT: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr,
+    p_x, p_update, p_update_scale, p_keys, p_key_bias, p_values, p_out_bias, p_scale, p_out, stride_x_group,
+    stride_x_row, stride_update_group, stride_update_row, clip_rows, rows_per_group, eps, C: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr, FRONT: tl.constexpr, ROWS: tl.constexpr,
+    CHUNK: tl.constexpr, SCALED: tl.constexpr, HAS_UPDATE: tl.constexpr, UPDATE_SCALED: tl.constexpr,
 ):  # fmt: skip
     """out = x + scale · (softmax(u · keysᵀ + key_bias) · values + out_bias), behind FRONT rows of each group.
     Grid: (B * ceil(L / ROWS),).
@@ -78,8 +108,11 @@ def exchange_forward(
     o_tile = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     m_row = o_tile < clip_rows
     o_row = clip * clip_rows + o_tile
-    o_x = row_offsets(o_row // rows_per_group, o_row % rows_per_group, stride_x_group, stride_x_row)
-    mean, inverse = _statistics(p_x, o_x, m_row, eps, C, ROWS, CHUNK)
+    stream = _stream(
+        p_x, p_update, p_update_scale, o_row // rows_per_group, o_row % rows_per_group, m_row, stride_x_group,
+        stride_x_row, stride_update_group, stride_update_row, HAS_UPDATE, UPDATE_SCALED,
+    )  # fmt: skip
+    mean, inverse = _statistics(stream, eps, C, ROWS, CHUNK, HAS_UPDATE)
 
     head, token, pair = _columns(H, K, HP, KP)
     m_pair = (head < H) & (token < K)
@@ -88,7 +121,7 @@ def exchange_forward(
     b_s = tl.zeros([ROWS, HP * KP], tl.float32)
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_keys = _load(p_keys, pair * C, m_pair, o_channel, C)
         b_u = (b_x - mean[:, None]) * inverse[:, None]
         b_s += dot(cast(b_u, b_keys.dtype), tl.trans(b_keys))
@@ -102,7 +135,7 @@ def exchange_forward(
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
         b_values = _load(p_values, pair * C, m_pair, o_channel, C)
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_out_bias = tl.load(p_out_bias + o_channel, mask=o_channel < C, other=0.0).to(tl.float32)
         b_out = b_x + (dot(b_p, b_values) + b_out_bias[None, :]) * scale
         mask = m_row[:, None] & (o_channel < C)[None, :]
@@ -111,13 +144,15 @@ def exchange_forward(
 
 @triton.jit(do_not_specialize=["clip_rows", "rows_per_group"])
 def exchange_backward_rows(
-    p_grad_out, p_x, p_keys, p_key_bias, p_values, p_scale, p_grad_x, p_probs, p_grad_scores, p_statistics,
-    stride_grad_group, stride_grad_row, stride_x_group, stride_x_row, clip_rows, rows_per_group, eps,
-    C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr,
-    CHUNK: tl.constexpr, SCALED: tl.constexpr,
+    p_grad_out, p_x, p_update, p_update_scale, p_keys, p_key_bias, p_values, p_scale, p_grad_x, p_grad_update, p_probs,
+    p_grad_scores, p_statistics, stride_grad_group, stride_grad_row, stride_x_group, stride_x_row,
+    stride_update_group, stride_update_row, clip_rows, rows_per_group, eps, C: tl.constexpr, H: tl.constexpr,
+    K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr,
+    HAS_UPDATE: tl.constexpr, UPDATE_SCALED: tl.constexpr,
 ):  # fmt: skip
-    """grad_x = grad_out + (du - mean(du) - u · mean(u · du)) / deviation with du = dS · keys; also leaves what
-    `exchange_backward_pairs` reads: P and dS (B·L, PAIRS) and the rows' mean and 1 / deviation. Grid as above.
+    """grad_x = grad_out + (du - mean(du) - u · mean(u · du)) / deviation with du = dS · keys, and grad_update,
+    which is the update's factor times that; also leaves what `exchange_backward_pairs` reads: P and dS (B·L, PAIRS) and
+    the rows' mean and 1 / deviation. Grid as above.
 
     Both means are sums over the J scores, so du itself is never held: the sum of du is dS times the sums of the
     keys, and that of u · du is dS times the scores without their bias.
@@ -127,9 +162,12 @@ def exchange_backward_rows(
     o_tile = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     m_row = o_tile < clip_rows
     o_row = clip * clip_rows + o_tile
-    o_x = row_offsets(o_row // rows_per_group, o_row % rows_per_group, stride_x_group, stride_x_row)
+    stream = _stream(
+        p_x, p_update, p_update_scale, o_row // rows_per_group, o_row % rows_per_group, m_row, stride_x_group,
+        stride_x_row, stride_update_group, stride_update_row, HAS_UPDATE, UPDATE_SCALED,
+    )  # fmt: skip
     o_grad = row_offsets(o_row // rows_per_group, o_row % rows_per_group, stride_grad_group, stride_grad_row)
-    mean, inverse = _statistics(p_x, o_x, m_row, eps, C, ROWS, CHUNK)
+    mean, inverse = _statistics(stream, eps, C, ROWS, CHUNK, HAS_UPDATE)
     tl.store(p_statistics + 2 * o_row.to(tl.int64), mean, mask=m_row)
     tl.store(p_statistics + 2 * o_row.to(tl.int64) + 1, inverse, mask=m_row)
 
@@ -142,7 +180,7 @@ def exchange_backward_rows(
     key_sums = tl.zeros([HP * KP], tl.float32)
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_grad = _load(p_grad_out, o_grad, m_row, o_channel, C).to(tl.float32)
         b_keys = _load(p_keys, pair * C, m_pair, o_channel, C)
         b_values = _load(p_values, pair * C, m_pair, o_channel, C)
@@ -170,21 +208,27 @@ def exchange_backward_rows(
     for start in range(0, C, CHUNK):
         o_channel = start + tl.arange(0, CHUNK)
         b_keys = _load(p_keys, pair * C, m_pair, o_channel, C)
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_grad = _load(p_grad_out, o_grad, m_row, o_channel, C).to(tl.float32)
         b_u = (b_x - mean[:, None]) * inverse[:, None]
         b_du = dot(b_ds, b_keys) - mean_du[:, None] - b_u * mean_turned[:, None]
         b_grad += b_du * inverse[:, None]
         mask = m_row[:, None] & (o_channel < C)[None, :]
-        tl.store(p_grad_x + o_grad_x[:, None] + o_channel[None, :], cast(b_grad, p_grad_x.dtype.element_ty), mask=mask)
+        offsets = o_grad_x[:, None] + o_channel[None, :]
+        tl.store(p_grad_x + offsets, cast(b_grad, p_grad_x.dtype.element_ty), mask=mask)
+        if HAS_UPDATE:
+            b_grad *= stream[4][:, None]  # the update's factor
+            tl.store(p_grad_update + offsets, cast(b_grad, p_grad_update.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["clip_rows", "rows_per_group", "clips"])
 def exchange_backward_pairs(
-    p_grad_out, p_x, p_scale, p_probs, p_grad_scores, p_statistics, p_grad_keys, p_grad_key_bias, p_grad_values,
-    p_grad_out_bias, stride_grad_group, stride_grad_row, stride_x_group, stride_x_row, clips, clip_rows,
-    rows_per_group, C: tl.constexpr, H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr,
-    PAIRS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr,
+    p_grad_out, p_x, p_update, p_update_scale, p_scale, p_probs, p_grad_scores, p_statistics, p_grad_keys,
+    p_grad_key_bias, p_grad_values, p_grad_out_bias, stride_grad_group, stride_grad_row, stride_x_group, stride_x_row,
+    stride_update_group, stride_update_row, clips, clip_rows, rows_per_group, C: tl.constexpr, H: tl.constexpr,
+    K: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr, PAIRS: tl.constexpr, SPLITS: tl.constexpr,
+    ROWS: tl.constexpr, CHUNK: tl.constexpr, SCALED: tl.constexpr, HAS_UPDATE: tl.constexpr,
+    UPDATE_SCALED: tl.constexpr,
 ):  # fmt: skip
     """grad_keys = dSᵀ · u, grad_values = Pᵀ · scale · grad_out and the bias gradients: sums over a clip's rows.
 
@@ -208,10 +252,13 @@ def exchange_backward_pairs(
     for start in range(part // clips * ROWS, clip_rows, SPLITS * ROWS):
         m_row = start + tl.arange(0, ROWS) < clip_rows
         o_row = clip * clip_rows + start + tl.arange(0, ROWS)
-        o_x = row_offsets(o_row // rows_per_group, o_row % rows_per_group, stride_x_group, stride_x_row)
+        stream = _stream(
+            p_x, p_update, p_update_scale, o_row // rows_per_group, o_row % rows_per_group, m_row, stride_x_group,
+            stride_x_row, stride_update_group, stride_update_row, HAS_UPDATE, UPDATE_SCALED,
+        )  # fmt: skip
         o_grad = row_offsets(o_row // rows_per_group, o_row % rows_per_group, stride_grad_group, stride_grad_row)
         o_pairs = o_row.to(tl.int64) * (HP * KP)
-        b_x = _load(p_x, o_x, m_row, o_channel, C).to(tl.float32)
+        b_x = _load_stream(stream, o_channel, C, HAS_UPDATE)
         b_grad = _load(p_grad_out, o_grad, m_row, o_channel, C).to(tl.float32)
         b_p = _load(p_probs, o_pairs, m_row, o_column, HP * KP)
         b_ds = _load(p_grad_scores, o_pairs, m_row, o_column, HP * KP)

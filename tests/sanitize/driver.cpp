@@ -299,11 +299,14 @@ int exchange(const Kernels& kernels, bool has_entry) {
         const int64_t pairs = shape.heads * shape.context, elements = shape.groups * shape.rows * shape.channels;
         const StridedBuffer x(shape.groups, shape.rows, shape.channels, dtype, lies[cases % 3], shift);
         const StridedBuffer grad(shape.groups, shape.rows, shape.channels, other, lies[(cases + 1) % 3], shift);
+        const StridedBuffer update(shape.groups, shape.rows, shape.channels, other, lies[(cases + 2) % 3], shift);
+        const Buffer update_scale(shape.groups, compute), grad_update(elements, other, shift);
         const Buffer keys(shape.clips * pairs * shape.channels, compute, shift);
         const Buffer values(shape.clips * pairs * shape.channels, compute, 1 - shift);
         const Buffer key_bias(shape.clips * pairs, compute, shift), out_bias(shape.channels, compute, shift);
         const Buffer row_scale(shape.clips, compute), out(elements, dtype, shift), grad_x(elements, dtype, shift);
         keys.randomise(), values.randomise(), key_bias.randomise(), out_bias.randomise(), row_scale.randomise();
+        update_scale.randomise();
         Exchange problem;
         problem.clips = shape.clips;
         problem.groups = shape.groups;
@@ -314,6 +317,9 @@ int exchange(const Kernels& kernels, bool has_entry) {
         problem.eps = 1e-6;
         problem.threads = 3;
         problem.x = x.rows();
+        problem.has_update = cases % 10 != 0;
+        problem.update = update.rows();
+        problem.update_scale = cases % 8 == 0 ? nullptr : update_scale.data();
         problem.keys = keys.data();
         problem.key_bias = key_bias.data();
         problem.values = values.data();
@@ -322,6 +328,7 @@ int exchange(const Kernels& kernels, bool has_entry) {
         problem.out = out.data();
         problem.grad_out = grad.rows();
         problem.grad_x = grad_x.data();
+        problem.grad_update = grad_update.data();
         const int64_t tasks = shape.clips * problem.chunks(), width = problem.sums_width();
         const Buffer sums(tasks * (2 * pairs + 1) * width, compute), key_bias_sums(tasks * pairs, compute, shift);
         problem.sums = sums.data();
@@ -335,7 +342,9 @@ int exchange(const Kernels& kernels, bool has_entry) {
               [&](int64_t task, void* workspace) { kernel.forward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::exchange_forward(problem); }) : nullptr);
         problem.check(true);
-        check(name + " backward", {{&grad_x}, {&sums, width, shape.channels}, {&key_bias_sums}}, tasks,
+        std::vector<Output> made = {{&grad_x}, {&sums, width, shape.channels}, {&key_bias_sums}};
+        if (problem.has_update) made.push_back({&grad_update});
+        check(name + " backward", made, tasks,
               kernel.backward_workspace(problem),
               [&](int64_t task, void* workspace) { kernel.backward(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::exchange_backward(problem); }) : nullptr);
