@@ -73,17 +73,20 @@ class LGIBlock(nn.Module):
         """:meth:`forward` of the stream's sum; what the MLP adds is left to be added."""
         if wanted == "representative" and self.fused and self.exchange != "self":
             return self._representatives(stream.added())
-        x = self._local(stream)
-        representative, local = x.split((1, x.shape[2] - 1), dim=2)
+        stream = self._local(stream)
+        if not (self.exchange == "cross" and self._exchanges_fused()):
+            stream = Residual(stream.added())
+        first, local = _split(stream)
+        representative = first.added()
         only_local = wanted == "local" and self.fused and self.exchange != "self"
         if only_local and self.exchange == "none":
-            return self._mlp(Residual(self._without(local, "global_", self.global_attention)))
+            return self._mlp(Residual(self._without(local.x, "global_", self.global_attention)))
         if self.global_attention:
             representative = self._global(representative)
         if self.exchange == "cross":
             x = self._exchange(local, representative, front=None if only_local else representative)
         else:
-            x = torch.cat((representative, local), dim=2)
+            x = torch.cat((representative, local.x), dim=2)
         stream = Residual(x)
         if only_local:
             return self._mlp(stream)
@@ -92,14 +95,14 @@ class LGIBlock(nn.Module):
         stream = self._mlp(stream)
         return stream if wanted == "all" else Residual(select(stream.added(), wanted))
 
-    def _local(self, stream: Residual) -> Tensor:
+    def _local(self, stream: Residual) -> Residual:
         """Attention inside each region: of all its tokens, or of the representative token alone."""
         if self.local_attention == "self" and self.fused:
-            return self._later(*self.local_attn.of_stream(stream, self.local_norm)).added()
+            return self._later(*self.local_attn.of_stream(stream, self.local_norm))
         x = stream.added()
         if self.local_attention == "self":
-            return self._later(x, self.local_attn(x, self.local_norm)).added()
-        return torch.cat((self._local_representative(x), x[:, :, 1:]), dim=2)
+            return self._later(x, self.local_attn(x, self.local_norm))
+        return Residual(torch.cat((self._local_representative(x), x[:, :, 1:]), dim=2))
 
     def _local_representative(self, x: Tensor) -> Tensor:
         """What :meth:`_local` makes of the representative tokens, (B, N, 1, C)."""
@@ -116,19 +119,23 @@ class LGIBlock(nn.Module):
         update = attn(representative.squeeze(2), self.global_norm)
         return representative + self._drop_per_clip(update).unsqueeze(2)
 
-    def _exchange(self, local: Tensor, representative: Tensor, front: Tensor | None) -> Tensor:
+    def _exchanges_fused(self) -> bool:
+        attn = self._exchange_attention()
+        return self.fused and not (self.training and (attn.attn_drop_rate or attn.drop_rate))
+
+    def _exchange(self, stream: Residual, representative: Tensor, front: Tensor | None) -> Tensor:
         """Every local token (B, N, L, C) of a clip queries all its representative tokens (B, N, 1, C).
 
-        Returns the local tokens behind ``front``.
+        Returns the stream's sum after that, behind ``front``. Unless fused, the stream comes with nothing to add.
         """
-        attn, norm = self._exchange_attention(), self.exchange_norm
-        drops = self.training and (attn.attn_drop_rate or attn.drop_rate)
-        if self.fused and not drops:
+        (local, branch, drawn), attn, norm = stream, self._exchange_attention(), self.exchange_norm
+        if self._exchanges_fused():
             context = self.exchange_context_norm(representative.squeeze(2))
             factors = drop_path_factors(local, self.drop_path_rate, self.training, draw_axes=1)
             return exchange(
                 local, context, norm.weight, norm.bias, attn.qkv.weight, attn.q_bias, attn.v_bias, attn.proj.weight,
-                attn.proj.bias, attn.num_heads, row_scale=factors, front=front, eps=LAYER_NORM_EPS,
+                attn.proj.bias, attn.num_heads, row_scale=factors, update=branch, update_scale=drawn, front=front,
+                eps=LAYER_NORM_EPS,
             )  # fmt: skip
         update = attn.cross(local.flatten(1, 2), norm, representative.squeeze(2), self.exchange_context_norm)
         local = local + self._drop_per_clip(update.view(local.shape))
@@ -166,6 +173,18 @@ class LGIBlock(nn.Module):
 
     def _drop_per_clip(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop_path_rate, self.training, draw_axes=1)
+
+
+def _split(stream: Residual) -> tuple[Residual, Residual]:
+    """The representative and the local tokens of (B, N, S, C).
+
+    Not by two slices: the gradient of each would be a tensor of S tokens, mostly zeros, to be added to the other's.
+    """
+    sizes = (1, stream.x.shape[2] - 1)
+    xs = stream.x.split(sizes, dim=2)
+    branches = (None, None) if stream.branch is None else stream.branch.split(sizes, dim=2)
+    first, rest = (Residual(x, branch, stream.factors) for x, branch in zip(xs, branches, strict=True))
+    return first, rest
 
 
 def select(x: Tensor, wanted: str) -> Tensor:
