@@ -22,6 +22,7 @@ from mae_dfer_kernels.arguments import (
     check_heads,
     check_parameter,
     check_row_scale,
+    check_shape,
     check_tensor,
     compute_dtype,
 )
@@ -173,7 +174,8 @@ def exchange(
             have any stride.
         context: (B, K, C), the representative tokens after their LayerNorm. Its dtype may differ, but float64 goes
             with float64 alone.
-        norm_weight: (C,), of the LayerNorm of ``local``; each parameter of the dtype of ``local`` or float32.
+        norm_weight: (C,), of the LayerNorm of ``local``; each parameter of the dtype of ``local``, of
+            autocast's, or float32.
         norm_bias: (C,).
         qkv_weight: (3·C, C), the projections to queries, keys and values, one below the other.
         q_bias: (C,).
@@ -353,10 +355,14 @@ def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:
 
 
 def _check_weights(weights: Weights, local: Tensor) -> None:
-    channels = local.shape[-1]
+    channels, low = local.shape[-1], autocast_dtype(local)
     shapes = {"qkv_weight": (3 * channels, channels), "proj_weight": (channels, channels)}
     for name, weight in zip(Weights._fields, weights, strict=True):
         shape = shapes.get(name, (channels,))
         if not alike(weight, local) or weight.shape != shape:
             letters = {"qkv_weight": "(3*C, C)", "proj_weight": "(C, C)"}.get(name, "(C,)")
-            check_parameter(name, weight, "local", local, letters, shape)
+            if isinstance(weight, Tensor) and weight.dtype == low != local.dtype:
+                check_companion(name, weight, "local", local)
+                check_shape(name, weight, letters, shape)
+            else:
+                check_parameter(name, weight, "local", local, letters, shape)

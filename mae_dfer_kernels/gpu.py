@@ -22,4 +22,9 @@ def unsuitable(device: torch.device) -> str | None:
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Kernels are launched on the current device, which need not be the tensor's."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _nothing
+    return torch.cuda.device(device)
+
+
+_nothing = contextlib.nullcontext()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mae_dfer_kernels import exchange
 
+from .casts import current
 from .config import ModelConfig
 from .layers import (
     LAYER_NORM_EPS,
@@ -133,9 +134,9 @@ class LGIBlock(nn.Module):
             context = self.exchange_context_norm(representative.squeeze(2))
             factors = drop_path_factors(local, self.drop_path_rate, self.training, draw_axes=1)
             return exchange(
-                local, context, norm.weight, norm.bias, attn.qkv.weight, attn.q_bias, attn.v_bias, attn.proj.weight,
-                attn.proj.bias, attn.num_heads, row_scale=factors, update=branch, update_scale=drawn, front=front,
-                eps=LAYER_NORM_EPS,
+                local, context, norm.weight, norm.bias, current(attn.qkv.weight), current(attn.q_bias),
+                current(attn.v_bias), current(attn.proj.weight), current(attn.proj.bias), attn.num_heads,
+                row_scale=factors, update=branch, update_scale=drawn, front=front, eps=LAYER_NORM_EPS,
             )  # fmt: skip
         update = attn.cross(local.flatten(1, 2), norm, representative.squeeze(2), self.exchange_context_norm)
         local = local + self._drop_per_clip(update.view(local.shape))

@@ -40,6 +40,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`: x (…, C), weight (O, C), bias (O,) → (…, O)."""
+    if x.is_cuda and not plain_autograd_needed() and is_plain(x) and is_plain(weight):
+        dtype = autocast_dtype(x)  # products are PyTorch's; the gradient of the bias is by a kernel of ours
+        return _Linear.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if not _for_onednn(x, weight) or autocast_dtype(x) != x.dtype:
         return F.linear(x, weight, bias)
     return product(x, weight, bias) if plain_autograd_needed() else _Linear.apply(x, weight, bias)

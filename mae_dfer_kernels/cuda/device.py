@@ -58,12 +58,22 @@ def rows_unavailable(x: Tensor, max_channels: int) -> str | None:
 
 def stream(device: torch.device) -> int:
     """The handle of the stream that work is queued on."""
-    return int(torch.cuda.current_stream(device).cuda_stream) if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    if _raw_stream is not None and device.index is not None:
+        return int(_raw_stream(device.index))
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+# What torch.compile's and Triton's launchers take, at a tenth of the time.
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def aligned_rows(tensor: Tensor) -> Tensor:
     """The tensor, or a contiguous copy where its rows do not begin at multiples of ``ALIGNMENT`` bytes."""
     size = tensor.element_size()
+    if tensor.is_contiguous() and tensor.shape[-1] * size % ALIGNMENT == 0 and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
     starts = (tensor.data_ptr(), *(stride * size for stride in tensor.stride()[:-1]))
     dense = tensor.stride(-1) == 1 and all(start % ALIGNMENT == 0 for start in starts)
     # A view may be contiguous and begin anywhere.
