@@ -175,7 +175,8 @@ def run_case(case: Case, device: torch.device, effort: Effort, show: Show) -> li
         UserError: one of ours is wrong.
     """
     if any(variant.counted for variant in case.variants):
-        torch._dynamo.reset()  # cases share code, and torch.compile gives up on code that it compiled eight times
+        torch._dynamo.reset()  # cases share code, and torch.compile gives up on code that it compiled very often:
+        torch._dynamo.config.recompile_limit = 64  # models of a case share it, too, with and without gradients
     show.step("checking", 0.0)
     check(case, device)
     counts = [(count_macs(variant), peak_bytes(variant.both, device)) for variant in case.variants]

@@ -65,7 +65,7 @@ def gpu_tests(seconds: float) -> Outcome:
         run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "bench.gpu_plugin"]
         run += ["--gpu-report", str(file), "-k", GPU_TESTS]
         if importlib.util.find_spec("xdist") is not None:  # compiling Triton's kernels is what takes long
-            run += ["-n", str(max(1, min(8, (os.cpu_count() or 2) // 2)))]
+            run += ["-n", str(max(1, min(14, (os.cpu_count() or 2) - 2)))]
         finished = run_command(run, seconds, directory=ROOT, variables=MODULES)
         counts = read_json(file)
     return judge_tests(judge(finished, "", **counts), counts)
@@ -149,14 +149,14 @@ def read_json(file: Path) -> dict[str, Any]:
 def stages() -> list[Stage]:
     """In this order; the budgets fill TOTAL_S."""
     return [
-        Stage("build", 60, build),
-        Stage("tests", 90, gpu_tests),
-        *(Stage(tool, 40, lambda seconds, tool=tool: sanitize(tool, seconds)) for tool in TOOLS),
-        Stage("ceilings", 20, ceilings),
-        Stage("attn_bench op", 75, lambda seconds: attn_bench("op", seconds)),
+        Stage("build", 45, build),
+        Stage("tests", 70, gpu_tests),
+        *(Stage(tool, 30, lambda seconds, tool=tool: sanitize(tool, seconds)) for tool in TOOLS),
+        Stage("ceilings", 15, ceilings),
+        Stage("attn_bench op", 80, lambda seconds: attn_bench("op", seconds)),
         Stage("attn_bench block", 25, lambda seconds: attn_bench("block", seconds)),
-        Stage("attn_bench encoder", 60, lambda seconds: attn_bench("encoder", seconds)),
-        Stage("train_bench", 55, train_bench),
+        Stage("attn_bench encoder", 110, lambda seconds: attn_bench("encoder", seconds)),
+        Stage("train_bench", 60, train_bench),
     ]
 
 
