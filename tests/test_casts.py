@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mae_dfer
-from mae_dfer.models import casts
+from mae_dfer.models import casts, linear
 
 SIZES = {"img_size": (32, 64), "num_frames": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "region_size": (1, 2, 2)}
 TINY = "lgi_former_tiny_patch16_160"
@@ -17,6 +17,7 @@ TINY = "lgi_former_tiny_patch16_160"
 def on_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There it does not pay, but computes the same."""
     monkeypatch.setattr(casts, "_takes", lambda parameter: parameter.dtype == torch.float32)
+    monkeypatch.setattr(linear, "_sums_by_kernel", lambda x: True)
 
 
 def results(model: torch.nn.Module, clip: Tensor) -> list[Tensor]:
@@ -44,6 +45,7 @@ def test_as_autocast(on_cpu_too: None, monkeypatch: pytest.MonkeyPatch) -> None:
     together = results(model, clip)
     assert len(used) == 2 * SIZES["depth"]  # forward and backward of each block
     monkeypatch.setattr(casts, "_takes", lambda parameter: False)
+    monkeypatch.setattr(linear, "_sums_by_kernel", lambda x: False)
     for ours, right in zip(together, results(model, clip), strict=True):
         assert ours.dtype == right.dtype
         torch.testing.assert_close(ours, right, rtol=0, atol=0)

@@ -128,6 +128,32 @@ def test_gpu_graphs_replay_the_operators(backend: str, case: str) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_gpu_fused_model_errs_no_more_than_the_eager_one(amp: torch.dtype | None) -> None:
+    """Of logits, and of all gradients together: the root mean square of relative errors against float64."""
+    torch.manual_seed(0)
+    eager = create_model("lgi_former_tiny_patch16_160", fused_attn=False, drop_path_rate=0.0)
+    for parameter in eager.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    fused = create_model("lgi_former_tiny_patch16_160", fused_attn=True, drop_path_rate=0.0)
+    fused.load_state_dict(eager.state_dict())
+    clip = torch.randn(2, 3, 16, 160, 160)
+    found = []
+    for model, kind in ((copy.deepcopy(eager).double(), None), (eager, amp), (fused, amp)):
+        model.to(DEVICE).train()
+        with torch.autocast(DEVICE, dtype=kind, enabled=kind is not None):
+            out = model(clip.to(DEVICE, next(model.parameters()).dtype))
+        grads = torch.autograd.grad(out.float().square().sum(), list(model.parameters()))
+        found.append([out.detach().double(), *(grad.double() for grad in grads)])
+    exact, plain, ours = found
+    norm = torch.linalg.vector_norm
+    errors = [[norm(part - right) / norm(right).clamp_min(1e-30) for part, right in zip(parts, exact, strict=True)]
+              for parts in (plain, ours)]  # fmt: skip
+    (eager_logits, *eager_grads), (logits, *grads) = errors
+    assert logits <= 2 * eager_logits + 1e-6
+    assert torch.stack(grads).square().mean().sqrt() <= 2 * torch.stack(eager_grads).square().mean().sqrt() + 1e-6
+
+
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("amp", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", ["lgi_former_tiny_patch16_160", "mae_lgi_former_tiny_patch16_160"])

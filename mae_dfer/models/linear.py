@@ -40,7 +40,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`: x (…, C), weight (O, C), bias (O,) → (…, O)."""
-    if x.is_cuda and not plain_autograd_needed() and is_plain(x) and is_plain(weight):
+    if _sums_by_kernel(x) and not plain_autograd_needed() and is_plain(x) and is_plain(weight):
         dtype = autocast_dtype(x)  # products are PyTorch's; the gradient of the bias is by a kernel of ours
         return _Linear.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     if not _for_onednn(x, weight) or autocast_dtype(x) != x.dtype:
@@ -54,6 +54,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = _onednn(x, weight, bias, "none", [], "")  # type: ignore[misc]
         return result
     return F.linear(x, weight, bias)
+
+
+def _sums_by_kernel(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
