@@ -94,11 +94,12 @@ def unavailable(op: str, backend: str, *problem: Any) -> str | None:
     if not x.is_cuda or torch.compiler.is_compiling():
         return _ask(op, backend, *problem)
     key = (op, backend, x.device, x.dtype, x.shape, problem[1:])
-    if key not in _asked:
+    known = _asked.get(key)
+    if known is None:
         if len(_asked) > _MOST_ASKED:
             _asked.clear()
-        _asked[key] = _ask(op, backend, *problem)
-    return _asked[key]
+        known = _asked[key] = (_ask(op, backend, *problem),)
+    return known[0]
 
 
 def _ask(op: str, backend: str, *problem: Any) -> str | None:
@@ -109,7 +110,7 @@ def _ask(op: str, backend: str, *problem: Any) -> str | None:
 # Modules that have run a call: an import statement takes ten microseconds.
 _loaded: dict[tuple[str, str], ModuleType] = {}
 # Of GPUs, whose properties take long to ask for: a step's launches wait for the processor already.
-_asked: dict[tuple[Any, ...], str | None] = {}
+_asked: dict[tuple[Any, ...], tuple[str | None]] = {}
 _MOST_ASKED = 4096
 
 

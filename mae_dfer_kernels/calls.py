@@ -107,9 +107,11 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that a matrix product of ``x`` has: autocast's where it is on, else its own."""
+    """The dtype that a matrix product of ``x`` has: autocast's where it is on, else its own, as float64 always."""
     device_type = x.device.type
-    return torch.get_autocast_dtype(device_type) if _autocast_enabled(device_type) else x.dtype
+    if x.dtype == torch.float64 or not _autocast_enabled(device_type):
+        return x.dtype
+    return torch.get_autocast_dtype(device_type)
 
 
 def _autocast_enabled(device_type: str) -> bool:

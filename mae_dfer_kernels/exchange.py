@@ -40,9 +40,10 @@ _INPUTS = (
 _NUM_INPUTS = 8
 _OPTIONS = "int num_heads, float eps, ScalarType operand_dtype, str backend"
 _LIBRARY.define(f"exchange_rows({_INPUTS}, Tensor? front, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-# Of the gradients there is one more where there is an update.
+# The last is the update's; without one it is empty: of a list of gradients vmap could make no batches.
 _LIBRARY.define(
-    f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> Tensor[]",
+    f"exchange_rows_backward(Tensor grad_out, {_INPUTS}, {_OPTIONS}) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -71,7 +72,8 @@ def _forward(*inputs: Any) -> Tensor:
 
 def _backward(*inputs: Any) -> tuple[Tensor, ...]:
     check_gradient(*inputs[:-1])
-    return _run_backward(*inputs)
+    gradients = _run_backward(*inputs)
+    return gradients if len(gradients) == 6 else (*gradients, inputs[1].new_empty(0))
 
 
 def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
@@ -82,7 +84,8 @@ def _forward_fake(x: Tensor, *rest: Any) -> Tensor:
 def _backward_fake(grad_out: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     check_gradient(grad_out, *rest[:-1])
     update = rest[6]
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (*rest[:5], update) if tensor is not None)
+    found = tuple(tensor.new_empty(tensor.shape) for tensor in rest[:5])
+    return *found, rest[0].new_empty(0) if update is None else update.new_empty(update.shape)
 
 
 _LIBRARY.impl("exchange_rows", _forward, "CompositeExplicitAutograd")
@@ -103,13 +106,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     *options, backend = ctx.options
     grad_front = grad_out[:, : ctx.front] if ctx.front else None
-    arguments = (grad_out[:, ctx.front :], *ctx.saved_tensors, *options)
+    saved = ctx.saved_tensors
+    arguments = (grad_out[:, ctx.front :] if ctx.front else grad_out, *saved, *options)
     if torch.is_grad_enabled():
         # Someone will differentiate the gradient; the kernels have no second derivative, plain PyTorch has.
         gradients = reference.backward(*arguments)
     else:
         gradients = call_without_gradient(_backward_op, _run_backward, (*arguments, backend))
-    grad_update = gradients[5] if len(gradients) == 6 else None
+    grad_update = None if saved[6] is None else gradients[5]
     return *gradients[:5], None, grad_update, None, grad_front, None, None, None, None
 
 

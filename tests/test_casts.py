@@ -16,7 +16,11 @@ TINY = "lgi_former_tiny_patch16_160"
 @pytest.fixture
 def on_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There it does not pay, but computes the same."""
-    monkeypatch.setattr(casts, "_takes", lambda parameter: parameter.dtype == torch.float32)
+
+    def takes(parameter: Tensor) -> bool:
+        return parameter.dtype == torch.float32 and casts.is_plain(parameter)
+
+    monkeypatch.setattr(casts, "_takes", takes)
     monkeypatch.setattr(linear, "_sums_by_kernel", lambda x: True)
 
 
@@ -49,6 +53,33 @@ def test_as_autocast(on_cpu_too: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for ours, right in zip(together, results(model, clip), strict=True):
         assert ours.dtype == right.dtype
         torch.testing.assert_close(ours, right, rtol=0, atol=0)
+
+
+def test_compiles_into_one_graph(on_cpu_too: None) -> None:
+    model, clip = make_model()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        right = model(clip)
+        found = torch.compile(model, fullgraph=True, backend="aot_eager")(clip)
+    torch.testing.assert_close(found, right, rtol=2e-2, atol=2e-2)
+
+
+def test_inference_casts_once(on_cpu_too: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight is cast by itself besides."""
+    model, clip = make_model()
+    weights = {parameter.shape for parameter in model.encoder.blocks.parameters() if parameter.dim() == 2}
+    cast = []
+
+    class Casts(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].shape in weights:
+                cast.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with Casts():
+            model(clip)
+    # The exchange computes in float32 on a CPU: two weights a block go back.
+    assert len(cast) <= 2 * SIZES["depth"], cast
 
 
 def test_frozen_weights_get_no_gradient(on_cpu_too: None) -> None:

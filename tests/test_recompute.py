@@ -186,6 +186,37 @@ def test_keeps_at_most_six_tenths_of_eager(name: str) -> None:
     assert activation_bytes(name, True) <= 0.6 * activation_bytes(name, False)
 
 
+def test_differentiable_twice_where_the_stream_needs_no_gradient() -> None:
+    torch.manual_seed(0)
+    eager, fused = (mae_dfer.create_model(TINY, fused_attn=kind, **SIZES).double() for kind in (False, True))
+    for parameter in eager.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    fused.load_state_dict(eager.state_dict())
+    clip, found = torch.randn(1, 3, 4, 32, 64, dtype=torch.float64), []
+    for model in (eager, fused):
+        for parameter in (model.encoder.representative_tokens, *model.encoder.patch_embed.parameters()):
+            parameter.requires_grad_(False)
+        weight = model.encoder.blocks[0].local_attn.qkv.weight
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # it leaves float64 alone
+            out = model(clip)
+        (first,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), weight)[0])
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_gradients_in_batches() -> None:
+    """By the vmap of autograd, which knows of our operators what they return."""
+    torch.manual_seed(0)
+    model = mae_dfer.create_model(TINY, fused_attn=True, **SIZES)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    out, weight = model(torch.randn(1, 3, 4, 32, 64)), model.encoder.blocks[0].local_attn.qkv.weight
+    units = torch.eye(out.numel()).view(-1, *out.shape)
+    together = torch.autograd.grad(out, weight, units, is_grads_batched=True, retain_graph=True)[0]
+    for unit, found in zip(units, together, strict=True):
+        torch.testing.assert_close(found, torch.autograd.grad(out, weight, unit, retain_graph=True)[0])
+
+
 def test_under_activation_checkpointing() -> None:
     model = mae_dfer.create_model(TINY, fused_attn=True, drop_path_rate=0.5, **SIZES).train()
     clip = torch.randn(2, 3, 4, 32, 64)

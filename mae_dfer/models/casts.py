@@ -22,9 +22,9 @@ _active = threading.local()
 @contextmanager
 def cast_together(module: nn.Module) -> Iterator[None]:
     """Inside, :func:`current` has the module's weights in autocast's dtype, where that is on and it pays."""
-    parameters = [parameter for parameter in _weights(module) if _takes(parameter)]
     traced = torch.compiler.is_compiling() or transformed()
-    dtype = autocast_dtype(parameters[0]) if parameters and not traced else torch.float32
+    parameters = [] if traced else [parameter for parameter in _weights(module) if _takes(parameter)]
+    dtype = autocast_dtype(parameters[0]) if parameters else torch.float32
     if dtype == torch.float32:
         yield
         return

@@ -27,8 +27,8 @@ def norm_mlp(stream: Residual, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linea
     Kept for the backward are the sum and what ``fc1`` returns, not the outputs of ``norm`` and GELU.
     """
     if plain_autograd_needed():
-        total, hidden = stream.norm_linear(norm, fc1.weight, fc1.bias)
-        return total, linear(F.gelu(hidden), fc2.weight, fc2.bias)
+        total, hidden = stream.norm_linear(norm, current(fc1.weight), current(fc1.bias))
+        return total, linear(F.gelu(hidden), current(fc2.weight), current(fc2.bias))
     dtype = autocast_dtype(stream.x)
     linears = (current(tensor).to(dtype) for tensor in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
     return _NormMlp.apply(*stream, norm.eps, norm.weight, norm.bias, *linears)

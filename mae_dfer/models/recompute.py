@@ -83,10 +83,12 @@ def differentiable_gradients(
     parameters: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
     """As `normalise_gradient`, with all that come after: of ``call(total, *parameters, eps=…)`` in plain PyTorch."""
-    wanted = (True, *ctx.needs_input_grad[4:])
+    of_total = any(ctx.needs_input_grad[:2])
+    wanted = (of_total, *ctx.needs_input_grad[4:])
     found = differentiable_gradient(functools.partial(call, eps=ctx.eps), (total, *parameters), wanted, grad_out)
     through_norm, *rest = found
-    assert through_norm is not None
+    if through_norm is None:
+        return None, None, None, None, *rest
     grad_x = through_norm if grad_total is None else through_norm + grad_total
     if ctx.update_dtype is None:
         return grad_x, None, None, None, *rest

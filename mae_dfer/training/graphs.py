@@ -30,7 +30,7 @@ class GraphedModel(nn.Module):
 
     Args:
         model: on a GPU, which is the current device. It may then be wrapped in DistributedDataParallel, not before.
-        sample: what the model is called with; values do not matter.
+        sample: what the model is called with; values do not matter, and every replay writes its batch over them.
         autocast: of the forward, to be entered many times, without a cache of casts: a graph casts what was updated
             since its capture.
 
