@@ -189,8 +189,8 @@ def exchange(
         num_heads: H, a divisor of C.
         row_scale: (B,), the factor of stochastic depth on each clip; no gradient flows to it. None: 1.
         update: of the shape of ``local``: a branch that is still to be added to it. Everything is then of
-            ``local + update_scale · update``, which is nowhere written. Its dtype may differ, but float64 goes with
-            float64 alone.
+            ``local + update_scale · update``, which the absorbed form's ``cpu`` and ``triton`` backends neither write
+            nor round. Its dtype may differ, but float64 goes with float64 alone.
         update_scale: factors on ``update``, of the shape of the first axes of ``local`` (without M and C), or fewer of
             them; no gradient flows to it. None: 1.
         front: (B, …, F, C) of the dtype of ``local``, tokens that the result has in front of each group's M: the
