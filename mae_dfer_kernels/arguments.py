@@ -73,6 +73,18 @@ def check_rows(name: str, x: Any) -> None:
         raise ValueError(f"{name} must have shape (…, M, C) with C at least 1, got {tuple(x.shape)}")
 
 
+def check_vectors(name: str, x: Any) -> None:
+    """(…, C) with C at least 1."""
+    check_tensor(name, x)
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape (…, C) with C at least 1, got {tuple(x.shape)}")
+
+
+def group_shape(shape: torch.Size) -> tuple[int, int, int]:
+    """(…, M, C) -> (G, M, C)."""
+    return math.prod(shape[:-2]), *shape[-2:]
+
+
 def check_groups(name: str, x: Any) -> None:
     """Rows of channels as registered functions are given them, (G, M, C)."""
     check_rows(name, x)

@@ -99,6 +99,14 @@ def plain_autograd_needed() -> bool:
     return torch.compiler.is_compiling() or not torch.is_grad_enabled() or transformed()
 
 
+def kernels_step_aside(*tensors: Tensor) -> bool:
+    """Whether an operator without a gradient of its own is to be plain PyTorch: its result is to be differentiated, or
+    the tensors (distributed ones, say) know best how."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return not torch.compiler.is_compiling() and (transformed() or not all(map(is_plain, tensors)))
+
+
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Inside, operators take the dtypes they are given; of device types that know no autocast, too."""
     if _autocast_enabled(device_type):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import backends
-from mae_dfer_kernels.arguments import check_backend, check_tensor
-from mae_dfer_kernels.calls import call_without_gradient, is_plain, transformed
+from mae_dfer_kernels.arguments import check_backend, check_vectors
+from mae_dfer_kernels.calls import call_without_gradient, kernels_step_aside
 from mae_dfer_kernels.reference import column_sums as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
@@ -58,32 +58,19 @@ def column_sums(rows: Tensor, *, backend: str = "auto") -> Tensor:
         ValueError: an argument's value, shape or device does not fit; the message names it.
         BackendUnavailable: the backend that was asked for cannot run this call.
     """
-    _check(rows)
+    check_vectors("rows", rows)
     check_backend(backend)
     resolved = backends.choose("column_sums", backend, rows)
     matrix = rows if rows.dim() == 2 else rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     # Both others are PyTorch's own sum, with no need of a way around it.
-    if resolved != "triton" or _plain_needed(rows):
+    if resolved != "triton" or kernels_step_aside(rows):
         return reference.forward(matrix)
     result: Tensor = call_without_gradient(_op, _run, (matrix, resolved))
     return result
 
 
-def _plain_needed(rows: Tensor) -> bool:
-    """Whether the result is to be differentiated, or the tensor (a distributed one, say) knows best how."""
-    if torch.is_grad_enabled() and rows.requires_grad:
-        return True
-    return not torch.compiler.is_compiling() and (transformed() or not is_plain(rows))
-
-
-def _check(rows: Tensor) -> None:
-    check_tensor("rows", rows)
-    if rows.dim() == 0 or rows.shape[-1] == 0:
-        raise ValueError(f"rows must have shape (…, C) with C at least 1, got {tuple(rows.shape)}")
-
-
 def _check_matrix(rows: Tensor) -> None:
     """What the registered function is given: (M, C)."""
-    _check(rows)
+    check_vectors("rows", rows)
     if rows.dim() != 2:
         raise ValueError(f"rows must have shape (M, C), got {tuple(rows.shape)}")

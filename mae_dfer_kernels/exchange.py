@@ -25,6 +25,7 @@ from mae_dfer_kernels.arguments import (
     check_shape,
     check_tensor,
     compute_dtype,
+    group_shape,
 )
 from mae_dfer_kernels.calls import Operator, autocast_dtype, call, call_without_gradient, without_autocast
 from mae_dfer_kernels.exchange_arguments import check_forward, check_front, check_gradient, check_update
@@ -339,7 +340,7 @@ def _exchange_rows(
 
 def _by_group(rows: Tensor) -> Tensor:
     """(B, …, M, C) -> (G, M, C); a copy where two leading axes cannot be walked with one stride."""
-    return rows.reshape(math.prod(rows.shape[:-2]), *rows.shape[-2:])
+    return rows.reshape(group_shape(rows.shape))
 
 
 def _check_tokens(local: Tensor, context: Tensor, num_heads: int) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mae_dfer_kernels import backends
-from mae_dfer_kernels.arguments import alike, check_backend, check_companion, check_tensor
-from mae_dfer_kernels.calls import call_without_gradient, is_plain, transformed
+from mae_dfer_kernels.arguments import alike, check_backend, check_companion, check_vectors
+from mae_dfer_kernels.calls import call_without_gradient, kernels_step_aside
 from mae_dfer_kernels.reference import gelu_gradient as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
@@ -69,24 +69,15 @@ def gelu_gradient(grad: Tensor, x: Tensor, *, backend: str = "auto") -> tuple[Te
     check_backend(backend)
     resolved = backends.choose("gelu_gradient", backend, x)
     rows = (math.prod(x.shape[:-1]), x.shape[-1])
-    if _plain_needed(grad, x):
+    if kernels_step_aside(grad, x):
         grad_x, gelu_x, sums = reference.backward(grad.reshape(rows), x.reshape(rows))
     else:
         grad_x, gelu_x, sums = call_without_gradient(_op, _run, (grad.reshape(rows), x.reshape(rows), resolved))
     return grad_x.view(x.shape), gelu_x.view(x.shape), sums
 
 
-def _plain_needed(grad: Tensor, x: Tensor) -> bool:
-    """Whether the result is to be differentiated, or the tensors (distributed ones, say) know best how."""
-    if torch.is_grad_enabled() and (grad.requires_grad or x.requires_grad):
-        return True
-    return not torch.compiler.is_compiling() and (transformed() or not (is_plain(grad) and is_plain(x)))
-
-
 def _check(grad: Tensor, x: Tensor) -> None:
-    check_tensor("x", x)
-    if x.dim() == 0 or x.shape[-1] == 0:
-        raise ValueError(f"x must have shape (…, C) with C at least 1, got {tuple(x.shape)}")
+    check_vectors("x", x)
     if not alike(grad, x):
         check_companion("grad", grad, "x", x)
         if grad.dtype != x.dtype:

@@ -7,7 +7,6 @@ Letters: G groups, M rows a group, C channels.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from mae_dfer_kernels.arguments import (
     check_parameter,
     check_result_dtype,
     check_rows,
+    group_shape,
 )
 from mae_dfer_kernels.calls import Operator, call, call_without_gradient
 from mae_dfer_kernels.reference import residual_layer_norm as reference
@@ -172,7 +172,7 @@ def layer_norm(
     shape = x.shape
     if len(shape) != 3:
         # Reshaping copies where two leading axes cannot be walked with one stride.
-        x = x.reshape(_groups(shape))
+        x = x.reshape(group_shape(shape))
     normed: Tensor = call(_OPERATOR, (x, weight, bias), (x, weight, bias, eps, out_dtype, resolved))
     return normed if len(shape) == 3 else normed.view(shape)
 
@@ -190,16 +190,12 @@ def layer_norm_gradient(
     Returns:
         Gradients of ``x``, of ``weight`` and of ``bias``. They cannot be differentiated.
     """
-    rows = _groups(x.shape)
+    rows = group_shape(x.shape)
     grad_sum = None if grad_sum is None else grad_sum.reshape(rows)
     resolved = backends.choose("layer_norm", backend, x)
     inputs = (grad_sum, grad_normed.reshape(rows), x.reshape(rows), weight, eps, resolved)
     grad_x, grad_weight, grad_bias = call_without_gradient(_backward_op, _run_backward, inputs)
     return grad_x.view(x.shape), grad_weight, grad_bias
-
-
-def _groups(shape: torch.Size) -> tuple[int, ...]:
-    return math.prod(shape[:-2]), *shape[-2:]
 
 
 def _check_forward(x: Tensor, weight: Tensor, bias: Tensor, out_dtype: torch.dtype) -> None:

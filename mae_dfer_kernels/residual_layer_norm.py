@@ -5,7 +5,6 @@ Letters: G groups, M rows a group, C channels.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from mae_dfer_kernels.arguments import (
     check_row_scale,
     check_rows,
     check_shape,
+    group_shape,
 )
 from mae_dfer_kernels.calls import Operator, call, call_without_gradient
 from mae_dfer_kernels.reference import residual_layer_norm as reference
@@ -240,7 +240,7 @@ def residual_layer_norm(
     shape, operator = x.shape, _OPERATOR
     if len(shape) != 3:
         # Reshaping copies where two leading axes cannot be walked with one stride.
-        rows, operator = (math.prod(shape[:-2]), *shape[-2:]), _OPERATOR_OF_VIEWS
+        rows, operator = group_shape(shape), _OPERATOR_OF_VIEWS
         x, update = x.reshape(rows), update.reshape(rows)
     inputs = (x, update, scale, weight, bias, eps, out_dtype, resolved)
     total, normed = call(operator, (x, update, weight, bias), inputs)
@@ -271,7 +271,7 @@ def residual_layer_norm_gradient(
         think that it owns each), of ``weight`` and of ``bias``. They cannot be differentiated.
     """
     scale = check_row_scale(row_scale, "total", total, total.dim() - 2)
-    rows = (math.prod(total.shape[:-2]), *total.shape[-2:])
+    rows = group_shape(total.shape)
     grad_sum = None if grad_sum is None else grad_sum.reshape(rows)
     inputs = (grad_sum, grad_normed.reshape(rows), total.reshape(rows), scale, weight, eps, update_dtype)
     resolved = backends.choose("residual_layer_norm", backend, total)

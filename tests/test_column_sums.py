@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from interpreted import run_by_interpreter
 from torch import Tensor
 
 from mae_dfer_kernels import column_sums
@@ -120,12 +119,7 @@ def test_opcheck() -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
 def test_by_interpreter() -> None:
-    pytest.importorskip("triton")
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert child.returncode == 0 and " passed" in child.stdout, child.stdout[-4000:] + child.stderr[-2000:]
+    assert " passed" in run_by_interpreter(__file__)
 
 
 X = torch.zeros(3, 8)

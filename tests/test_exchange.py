@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from interpreted import run_by_interpreter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -296,12 +295,7 @@ def test_absorbing_costs_no_exactness(runner: str, dtype: str) -> None:
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
 def test_triton_by_interpreter() -> None:
     """From LayerNorm's parameters to gradients; test_triton_exchange.py looks at the kernels themselves."""
-    pytest.importorskip("triton")
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "no_exactness", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert child.returncode == 0 and "2 passed" in child.stdout, child.stdout[-4000:] + child.stderr[-2000:]
+    assert "2 passed" in run_by_interpreter(__file__, "-k", "no_exactness", timeout=300)
 
 
 def test_strides_do_not_matter(runner: str) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from interpreted import run_by_interpreter
 from torch import Tensor
 
 from mae_dfer_kernels import layer_norm, native, residual_layer_norm
@@ -239,12 +238,7 @@ def test_compiles_into_one_graph(form: str) -> None:
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreter")
 def test_by_interpreter() -> None:
-    pytest.importorskip("triton")
-    child = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert child.returncode == 0 and " passed" in child.stdout, child.stdout[-4000:] + child.stderr[-2000:]
+    assert " passed" in run_by_interpreter(__file__)
 
 
 X, AFFINE = torch.zeros(2, 3, 8), torch.ones(8)

@@ -228,27 +228,18 @@ def main() -> None:
         for capability in CAPABILITIES
     ]
     _print_table("Region attention, bf16, D = 64, 8 heads", "S", attention)
-    norms = [
-        (f"{dtype} | {channels} | {capability}", compile_residual_layer_norm(channels, dtype, capability))
-        for dtype in ("bf16", "fp32")
-        for channels in (384, 512, 768)
-        for capability in CAPABILITIES
-    ]
-    _print_table("Residual + LayerNorm", "dtype | C", norms)
-    gelus = [
-        (f"{dtype} | {channels} | {capability}", compile_gelu_gradient(channels, dtype, capability))
-        for dtype in ("bf16", "fp32")
-        for channels in (1536, 2048)
-        for capability in CAPABILITIES
-    ]
-    _print_table("GELU's gradient", "dtype | C", gelus)
-    sums = [
-        (f"{dtype} | {channels} | {capability}", compile_column_sums(channels, dtype, capability))
-        for dtype in ("bf16", "fp32")
-        for channels in (512, 1536)
-        for capability in CAPABILITIES
-    ]
-    _print_table("Sums over rows", "dtype | C", sums)
+    for title, compiled, widths in (
+        ("Residual + LayerNorm", compile_residual_layer_norm, (384, 512, 768)),
+        ("GELU's gradient", compile_gelu_gradient, (1536, 2048)),
+        ("Sums over rows", compile_column_sums, (512, 1536)),
+    ):
+        rows = [
+            (f"{dtype} | {channels} | {capability}", compiled(channels, dtype, capability))
+            for dtype in ("bf16", "fp32")
+            for channels in widths
+            for capability in CAPABILITIES
+        ]
+        _print_table(title, "dtype | C", rows)
     exchanges = [
         (" | ".join(map(str, (*shape, capability))), compile_exchange(*shape, capability=capability))
         for shape in FAST_EXCHANGES
