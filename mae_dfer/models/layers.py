@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_dfer_kernels import region_attention
+from mae_dfer_kernels.calls import autocast_dtype
 
 from .casts import current
 from .linear import Linear, linear
 from .mlp import norm_mlp
-from .recompute import norm_linear, spread
+from .recompute import norm_linear, normalise, spread
 from .residual import Residual
 
 LAYER_NORM_EPS = 1e-6
@@ -170,6 +171,8 @@ class Attention(nn.Module):
     def cross(self, x: Tensor, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm) -> Tensor:
         """``norm(x)`` (…, S, C) attends to ``context_norm(context)`` (…, K, C) → (…, S, C)."""
         rows, context = x.reshape(-1, *x.shape[-2:]), context.reshape(-1, *context.shape[-2:])
+        if self.fused and rows.shape[1] == 1 and folding_pays(context.shape[1], x.shape[-1], self.num_heads):
+            return self._output(self._folded(rows, norm, context, context_norm)).view(x.shape)
         query_weight, key_value_weight = current(self.qkv.weight).split((x.shape[-1], 2 * x.shape[-1]))
         query = self._project(rows, norm, query_weight, current(self.q_bias))
         key, value = self._project(context, context_norm, key_value_weight, self._bias("kv")).chunk(2, dim=-1)
@@ -198,6 +201,31 @@ class Attention(nn.Module):
             mixed = F.dropout(weights, drop_rate) @ v if drop_rate else weights @ v
         return mixed.transpose(1, 2).flatten(2)
 
+    def _folded(self, x: Tensor, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm) -> Tensor:
+        """What ``norm(x)`` (R, 1, C) reads of ``context_norm(context)`` (R, K, C), not yet projected → (R, 1, C).
+
+        A head's scores are ``context_norm(context) · (W_kᵀ q)``, and what it reads is ``W_v`` times a weighted sum of
+        ``context_norm(context)``: no keys and values are made, kept, or copied to put heads apart.
+        """
+        regions, _, channels = x.shape
+        heads, dtype = (self.num_heads, channels // self.num_heads), autocast_dtype(x)
+        query_weight, *others = current(self.qkv.weight).to(dtype).split(channels)
+        key_weight, value_weight = (weight.view(*heads, channels) for weight in others)
+        query = self._project(x, norm, query_weight, current(self.q_bias)) * heads[1] ** -0.5
+        normed = normalise(context, None, None, context_norm.weight, context_norm.bias, context_norm.eps, dtype)[1]
+        # Weights are multiplied head by head, tokens region by region: (H, R, …) and (R, H, …) are views of each other,
+        # which batched products read without a copy.
+        folded = torch.bmm(query.view(regions, *heads).transpose(0, 1), key_weight)
+        weights = torch.bmm(folded.transpose(0, 1), normed.transpose(1, 2)).softmax(dim=-1)
+        bias = current(self.v_bias).to(dtype)
+        if self.training and self.attn_drop_rate:
+            weights = F.dropout(weights, self.attn_drop_rate)
+            # Their sum is no longer 1, and each value has the bias.
+            bias = (weights.sum(dim=-1, keepdim=True) * bias.view(heads)).to(dtype).reshape(x.shape)
+        read = torch.bmm(weights.to(dtype), normed)
+        mixed = torch.bmm(read.transpose(0, 1), value_weight.transpose(1, 2))
+        return mixed.transpose(0, 1).reshape(x.shape) + bias
+
     def _regional(self, packed: Tensor) -> Tensor:
         """The region kernel on (R, S, 3C). Its dropout is keyed by a seed of torch's CPU generator."""
         if not (self.training and self.attn_drop_rate):
@@ -205,6 +233,16 @@ class Attention(nn.Module):
         # Read on the CPU, it costs a GPU no synchronisation.
         seed = int(torch.randint(2**63 - 1, (), device="cpu").item())
         return region_attention(packed, self.num_heads, dropout_p=self.attn_drop_rate, seed=seed)
+
+
+def folding_pays(context: int, channels: int, num_heads: int) -> bool:
+    """Whether one query of a context multiplies less with the key and the value weights folded around it.
+
+    Keys and values of K tokens take 2·K·C·C multiplications. Q queries and what they read, times the same weights, take
+    2·Q·C·C, but each of H heads then scores and reads C channels, where it had D: 2·Q·K·(H - 1)·C more. That is less
+    where Q·(C + (H - 1)·K) < K·C; here Q = 1.
+    """
+    return channels + (num_heads - 1) * context < context * channels
 
 
 def longest_region(device: torch.device) -> int:
