@@ -20,6 +20,7 @@ using mae_dfer::GeluGradient;
 using mae_dfer::RegionAttention;
 using mae_dfer::ResidualLayerNorm;
 using mae_dfer::RowsArgument;
+using mae_dfer::WeightGradient;
 using mae_dfer::input;
 using mae_dfer::output;
 using mae_dfer::rows;
@@ -191,6 +192,20 @@ int64_t gelu_gradient_chunks(int64_t row_count) {
   return problem.chunks();
 }
 
+void weight_gradient(const RowsArgument& grad, const RowsArgument& input, uintptr_t grad_weight, uintptr_t grad_bias,
+                     int64_t row_count, int64_t outputs, int64_t inputs, int threads) {
+  WeightGradient problem;
+  problem.rows = row_count;
+  problem.outputs = outputs;
+  problem.inputs = inputs;
+  problem.grad = rows(grad);
+  problem.input = rows(input);
+  problem.grad_weight = static_cast<float*>(output(grad_weight));
+  problem.grad_bias = static_cast<float*>(output(grad_bias));
+  problem.threads = threads;
+  mae_dfer::cpu::weight_gradient(problem);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -205,6 +220,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("exchange_sums", &exchange_sums);
   module.def("gelu_gradient", &gelu_gradient, py::call_guard<py::gil_scoped_release>());
   module.def("gelu_gradient_chunks", &gelu_gradient_chunks);
+  module.def("weight_gradient", &weight_gradient, py::call_guard<py::gil_scoped_release>());
 #if defined(MAE_DFER_CUDA)
   mae_dfer::cuda::bind(module);
   module.attr("has_cuda") = true;
@@ -212,6 +228,7 @@ PYBIND11_MODULE(_native, module) {
   module.attr("has_cuda") = false;
 #endif
   module.attr("cuda_note") = MAE_DFER_CUDA_NOTE;
+  module.def("is_amd", &mae_dfer::cpu::is_amd);
   module.def("instruction_sets", &mae_dfer::cpu::instruction_sets);
   module.def("chosen_instruction_set", &mae_dfer::cpu::chosen_instruction_set);
   module.def("choose_instruction_set", &mae_dfer::cpu::choose_instruction_set, py::arg("name"));

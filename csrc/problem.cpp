@@ -67,6 +67,29 @@ void GeluGradient::check() const {
   require(grad_x != nullptr && gelu_x != nullptr && partial_sums != nullptr, "a result has no memory");
 }
 
+int64_t WeightGradient::output_parts() const {
+  // Every part of the outputs copies all inputs that it multiplies with, every part of the inputs all outputs.
+  const auto copies = [&](int64_t parts) { return parts * inputs + threads / parts * outputs; };
+  int64_t best = 1;
+  for (int64_t parts = 2; parts <= threads; ++parts) {
+    if (threads % parts == 0 && copies(parts) < copies(best)) best = parts;
+  }
+  return best;
+}
+
+void WeightGradient::check() const {
+  require(rows >= 0 && rows <= int64_t{1} << 40, "rows must be between 0 and 2^40");
+  require(outputs >= 1 && outputs <= 1 << 24, "outputs must be between 1 and 2^24");
+  require(inputs >= 1 && inputs <= 1 << 24, "inputs must be between 1 and 2^24");
+  require(threads >= 1, "threads must be at least 1");
+  require(grad.dtype == DType::float32 || grad.dtype == DType::bfloat16, "grad must be float32 or bfloat16");
+  require(input.dtype == grad.dtype, "input must have the dtype of grad");
+  require(grad_weight != nullptr, "the result has no memory");
+  if (rows == 0) return;
+  require(grad.data != nullptr, "grad has no memory: its storage was freed");
+  require(input.data != nullptr, "input has no memory: its storage was freed");
+}
+
 int64_t Exchange::chunk_rows() const {
   const int64_t chunks_a_clip = (31 + clips) / clips;
   const int64_t share = (clip_rows() + chunks_a_clip - 1) / chunks_a_clip;

@@ -95,6 +95,25 @@ struct GeluGradient {
   void check() const;
 };
 
+// Gradients of a linear layer of I inputs and O outputs, summed over M rows: gradᵀ · input, and grad's own sums. The
+// operands, of one group, are both float32 or both bfloat16.
+struct WeightGradient {
+  int64_t rows = 0;
+  int64_t outputs = 0;
+  int64_t inputs = 0;
+  StridedRows grad;               // (M, O)
+  StridedRows input;              // (M, I)
+  float* grad_weight = nullptr;   // (O, I), contiguous
+  float* grad_bias = nullptr;     // (O,), if it is wanted
+  int threads = 1;
+
+  // The result is shared out among the threads, so that copies of operands cost least.
+  int64_t output_parts() const;
+  int64_t input_parts() const { return threads / output_parts(); }
+  int64_t parts() const { return output_parts() * input_parts(); }
+  void check() const;
+};
+
 // Every row of a clip attends to the clip's J = H·K (head, representative) pairs, whose keys and values hold the
 // query and output projections already: out = x + row_scale · (softmax_h(u keysᵀ + key_bias) values + out_bias) with
 // u = (x - mean) / deviation. G groups of M rows, G / clips groups a clip. What is not `StridedRows` is contiguous and

@@ -10,6 +10,7 @@ from mae_dfer_kernels.gelu_gradient import gelu_gradient
 from mae_dfer_kernels.layer_norm import layer_norm
 from mae_dfer_kernels.region_attention import region_attention
 from mae_dfer_kernels.residual_layer_norm import residual_layer_norm
+from mae_dfer_kernels.weight_gradient import weight_gradient
 
 # Last: the formulas are registered for operators that the line above defines.
 from mae_dfer_kernels import flops  # isort: skip
@@ -23,4 +24,5 @@ __all__ = [
     "layer_norm",
     "region_attention",
     "residual_layer_norm",
+    "weight_gradient",
 ]

@@ -18,11 +18,13 @@ from mae_dfer_kernels.native import exchange as native_exchange
 from mae_dfer_kernels.native import gelu_gradient as native_gelu_gradient
 from mae_dfer_kernels.native import region_attention as native_region_attention
 from mae_dfer_kernels.native import residual_layer_norm as native_residual_layer_norm
+from mae_dfer_kernels.native import weight_gradient as native_weight_gradient
 from mae_dfer_kernels.reference import column_sums as reference_column_sums
 from mae_dfer_kernels.reference import exchange as reference_exchange
 from mae_dfer_kernels.reference import gelu_gradient as reference_gelu_gradient
 from mae_dfer_kernels.reference import region_attention as reference_region_attention
 from mae_dfer_kernels.reference import residual_layer_norm as reference_residual_layer_norm
+from mae_dfer_kernels.reference import weight_gradient as reference_weight_gradient
 
 NAMES = ("eager", "cpu", "triton", "cuda")
 """The backends: plain PyTorch, C++ for the CPU, Triton, CUDA C++."""
@@ -36,6 +38,8 @@ _MODULES = {
     "gelu_gradient": {"eager": reference_gelu_gradient, "cpu": native_gelu_gradient},
     "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
+    # On a GPU PyTorch's libraries multiply.
+    "weight_gradient": {"eager": reference_weight_gradient, "cpu": native_weight_gradient},
 }
 
 # Operators without kernels of that kind are not here.
@@ -81,6 +85,8 @@ def missing(op: str, backend: str) -> str | None:
         # Only what is resolved reaches the registered operators, so there "auto" is no name either.
         known = NAMES if backend == "auto" else ("auto", *NAMES)
         raise ValueError(f"backend: {backend!r} is none of {', '.join(known)}")
+    if op == "weight_gradient":
+        return "there is no kernel of weight_gradient for a GPU"
     if backend == "cuda":
         return None if op in _CUDA_MODULES else f"there is no CUDA C++ kernel of {op}"
     return _triton_missing()

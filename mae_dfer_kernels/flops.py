@@ -60,6 +60,13 @@ def _exchange_backward_flops(
     return 5 * exchange_matmul_flops(x_shape, keys_shape)
 
 
+@register_flop_formula(torch.ops.mae_dfer_kernels.weight_gradient)
+def _weight_gradient_flops(
+    grad_shape: Any, rows_shape: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return 2 * int(grad_shape[0]) * int(grad_shape[1]) * int(rows_shape[1])
+
+
 @register_flop_formula([
     torch.ops.mae_dfer_kernels.column_sums, torch.ops.mae_dfer_kernels.gelu_gradient,
     torch.ops.mae_dfer_kernels.layer_norm, torch.ops.mae_dfer_kernels.layer_norm_backward,

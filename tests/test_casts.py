@@ -21,7 +21,7 @@ def on_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
         return parameter.dtype == torch.float32 and casts.is_plain(parameter)
 
     monkeypatch.setattr(casts, "_takes", takes)
-    monkeypatch.setattr(linear, "_sums_by_kernel", lambda x: True)
+    monkeypatch.setattr(linear, "_gradients_by_kernels", lambda x: True)
 
 
 def results(model: torch.nn.Module, clip: Tensor) -> list[Tensor]:
@@ -49,10 +49,10 @@ def test_as_autocast(on_cpu_too: None, monkeypatch: pytest.MonkeyPatch) -> None:
     together = results(model, clip)
     assert len(used) == 2 * SIZES["depth"]  # forward and backward of each block
     monkeypatch.setattr(casts, "_takes", lambda parameter: False)
-    monkeypatch.setattr(linear, "_sums_by_kernel", lambda x: False)
     for ours, right in zip(together, results(model, clip), strict=True):
         assert ours.dtype == right.dtype
-        torch.testing.assert_close(ours, right, rtol=0, atol=0)
+        # A gradient that is made in the dtype of the copy is the wider one, rounded.
+        assert torch.equal(ours, right) or torch.equal(ours, right.bfloat16().to(right.dtype))
 
 
 def test_compiles_into_one_graph(on_cpu_too: None) -> None:

@@ -31,6 +31,7 @@ from mae_dfer_kernels.reference import column_sums as column_sums_reference
 from mae_dfer_kernels.reference import gelu_gradient as gelu_gradient_reference
 from mae_dfer_kernels.reference import region_attention as region_attention_reference
 from mae_dfer_kernels.reference import residual_layer_norm as residual_layer_norm_reference
+from mae_dfer_kernels.reference import weight_gradient as weight_gradient_reference
 
 Arguments = dict[str, Any]
 Draw = Callable[[Any], Any]
@@ -138,6 +139,26 @@ def plain_gelu_gradient(grad: Tensor, x: Tensor, backend: str) -> tuple[Tensor, 
     return grad_x.view(x.shape), gelu_x.view(x.shape), sums
 
 
+def good_weight_gradient(draw: Draw) -> Arguments:
+    leading = draw(st.lists(st.integers(0, 4), max_size=2))
+    dtype = draw(st.sampled_from(FLOATS))
+    outs = (torch.float64,) if dtype == torch.float64 else FLOATS[1:]
+    arguments = {
+        "grad": normal(*leading, draw(st.integers(1, 19)), dtype=dtype),
+        "rows": normal(*leading, draw(st.integers(1, 19)), dtype=dtype),
+        "out_dtype": draw(st.sampled_from([None, *outs])), "bias": draw(st.booleans()),
+        "backend": draw(BACKENDS if dtype == torch.float32 else st.sampled_from(["auto", "eager"])),
+    }  # fmt: skip
+    return wanting_gradient(draw, arguments, "grad", "rows")
+
+
+def plain_weight_gradient(
+    grad: Tensor, rows: Tensor, out_dtype: torch.dtype | None, bias: bool, backend: str
+) -> tuple[Tensor, ...]:
+    grad, rows = (tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1]) for tensor in (grad, rows))
+    return weight_gradient_reference.backward(grad, rows, out_dtype or grad.dtype, bias)
+
+
 EXCHANGE_WEIGHTS = ("norm_weight", "norm_bias", "qkv_weight", "q_bias", "v_bias", "proj_weight", "proj_bias")
 
 
@@ -212,6 +233,7 @@ PUBLIC = {
     "layer_norm": Operator(good_layer_norm, plain_layer_norm),
     "gelu_gradient": Operator(good_gelu_gradient, plain_gelu_gradient),
     "residual_layer_norm": Operator(good_residual_layer_norm, plain_residual_layer_norm, ("row_scale",)),
+    "weight_gradient": Operator(good_weight_gradient, plain_weight_gradient),
 }
 
 
@@ -306,6 +328,16 @@ def good_registered_gelu_gradient(draw: Draw) -> Arguments:
     return {**arguments, "backend": draw(st.sampled_from(["eager", "cpu"]))}
 
 
+def good_registered_weight_gradient(draw: Draw) -> Arguments:
+    given = good_weight_gradient(draw)
+    backend = given.pop("backend").replace("auto", "eager")
+    matrices = {
+        name: given[name].detach().reshape(math.prod(given[name].shape[:-1]), given[name].shape[-1])
+        for name in ("grad", "rows")
+    }
+    return {**given, **matrices, "backend": backend}
+
+
 REGISTERED = {
     "column_sums": good_registered_column_sums,
     "exchange_rows": good_registered_exchange,
@@ -317,6 +349,7 @@ REGISTERED = {
     "region_attention_backward": good_registered_attention_backward,
     "residual_layer_norm": good_registered_norm,
     "residual_layer_norm_backward": good_registered_norm_backward,
+    "weight_gradient": good_registered_weight_gradient,
 }
 """Arguments of the functions under `torch.ops.mae_dfer_kernels`, which callers reach without the public checks."""
 
@@ -346,7 +379,7 @@ class Call:
 
 
 def kinds(op: str, registered: bool) -> dict[str, str]:
-    """The kind of each argument: tensor, int, float, dtype or str."""
+    """The kind of each argument: tensor, int, float, bool, dtype or str."""
     if registered:
         schema = getattr(torch.ops.mae_dfer_kernels, op).default._schema
         types = {argument.name: str(argument.real_type) for argument in schema.arguments}
@@ -354,11 +387,12 @@ def kinds(op: str, registered: bool) -> dict[str, str]:
         parameters = inspect.signature(getattr(mae_dfer_kernels, op)).parameters
         types = {name: str(parameter.annotation) for name, parameter in parameters.items()}
     known = {"Tensor": "tensor", "dtype": "dtype", "ScalarType": "dtype", "SymInt": "int", "int": "int",
-             "float": "float", "str": "str"}  # fmt: skip
+             "float": "float", "bool": "bool", "str": "str"}  # fmt: skip
     return {name: next(known[key] for key in known if key in text) for name, text in types.items()}
 
 
-VALUES = {"int": hostile.INTEGERS, "float": hostile.NUMBERS, "dtype": hostile.DTYPES, "str": hostile.STRINGS}
+VALUES = {"int": hostile.INTEGERS, "float": hostile.NUMBERS, "dtype": hostile.DTYPES, "str": hostile.STRINGS,
+          "bool": {"true": True, "false": False}}  # fmt: skip
 CHANGES = {
     "tensor": (*hostile.LIES, *hostile.UNFIT, *hostile.JUNK),
     **{kind: (*values, *(key for key in hostile.JUNK if key not in values)) for kind, values in VALUES.items()},

@@ -11,7 +11,7 @@ namespace {
 
 #define MAE_DFER_KERNELS(isa) \
   const Kernels isa##_kernels{#isa, &isa::region_attention, &isa::residual_layer_norm, &isa::exchange, \
-                              &isa::gelu_gradient}
+                              &isa::gelu_gradient, &isa::weight_gradient}
 MAE_DFER_KERNELS(portable);
 #if defined(MAE_DFER_X86_64)
 MAE_DFER_KERNELS(avx2);
@@ -90,6 +90,15 @@ void run(int64_t tasks, int threads, double work, size_t workspace_bytes, const 
     }
   }
   if (out_of_memory) throw std::bad_alloc();
+}
+
+bool is_amd() {
+#if defined(MAE_DFER_X86_64)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
 }
 
 std::vector<std::string> instruction_sets() {

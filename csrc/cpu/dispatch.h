@@ -19,6 +19,9 @@ using Task = std::function<void(int64_t index, void* workspace)>;
 // any order and any number of threads give the same bits. `work` is about how many multiplications there are in all.
 void run(int64_t tasks, int threads, double work, size_t workspace_bytes, const Task& task);
 
+// Whether AMD made the processor.
+bool is_amd();
+
 // The instruction sets compiled in that this processor executes, slowest first.
 std::vector<std::string> instruction_sets();
 std::string chosen_instruction_set();

@@ -28,6 +28,13 @@ struct GeluGradientKernels {
   void (*run)(const GeluGradient&, int64_t task);
 };
 
+// A task is one part of the result.
+struct WeightGradientKernels {
+  bool (*takes)(DType);
+  size_t (*workspace)();
+  void (*run)(const WeightGradient&, int64_t task, void* workspace);
+};
+
 // A task is one chunk of a clip's rows.
 struct ExchangeKernels {
   size_t (*forward_workspace)(const Exchange&);
@@ -42,6 +49,7 @@ struct Kernels {
   const ResidualLayerNormKernels* residual_layer_norm;
   const ExchangeKernels* exchange;
   const GeluGradientKernels* gelu_gradient;
+  const WeightGradientKernels* weight_gradient;
 };
 
 #define MAE_DFER_DECLARE_KERNELS(isa)                              \
@@ -50,6 +58,7 @@ struct Kernels {
   extern const ResidualLayerNormKernels residual_layer_norm;       \
   extern const ExchangeKernels exchange;                           \
   extern const GeluGradientKernels gelu_gradient;                  \
+  extern const WeightGradientKernels weight_gradient;              \
   }
 MAE_DFER_DECLARE_KERNELS(portable)
 MAE_DFER_DECLARE_KERNELS(avx2)

@@ -17,5 +17,7 @@ void exchange_backward(const Exchange& problem);
 
 void gelu_gradient(const GeluGradient& problem);
 
+void weight_gradient(const WeightGradient& problem);
+
 }  // namespace cpu
 }  // namespace mae_dfer

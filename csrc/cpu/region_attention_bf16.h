@@ -73,10 +73,6 @@ struct PairLayout {
 inline BFloat16Pair* as_pairs(float* words) { return reinterpret_cast<BFloat16Pair*>(words); }
 inline const BFloat16Pair* as_pairs(const BFloat16* row) { return reinterpret_cast<const BFloat16Pair*>(row); }
 
-inline __m512i interleave(__m256i first, __m256i second) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
-}
-
 // to[pair][column] = (from[2·pair][column], from[2·pair + 1][column]), zero for the row after the last.
 inline void pack_interleaved(const BFloat16* from, ptrdiff_t stride, int rows, int width, BFloat16Pair* to) {
   for (int row = 0; row < rows; row += 2, to += width) {

@@ -1,9 +1,11 @@
-"""Linear layers by the faster of the libraries that PyTorch brings.
+"""Linear layers by the fastest library that is there.
 
 On a CPU PyTorch gives float32 products to MKL. oneDNN, which it has besides and compiled graphs call, was faster for
 the products with a weight: on two Zen 4 cores 1.13 times forward and 1.09 times for the gradient of the input, at every
-size of these models. The gradient of the weight stays with MKL, which transposes without a copy and rounds less in sums
-over many rows.
+size of these models. For the gradients of weight and bias there is `mae_dfer_kernels.weight_gradient`, which was faster
+than both there and knows where to leave the product to PyTorch.
+
+Under autocast layers cast their weights themselves, so that the gradient of a weight is made in the weight's own dtype.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from mae_dfer_kernels import column_sums
+from mae_dfer_kernels import column_sums, weight_gradient
 from mae_dfer_kernels.calls import autocast_dtype, is_plain, plain_autograd_needed, transformed, without_autocast
 
 from .casts import current
@@ -39,13 +41,12 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`torch.nn.functional.linear`: x (…, C), weight (O, C), bias (O,) → (…, O)."""
-    if _sums_by_kernel(x) and not plain_autograd_needed() and is_plain(x) and is_plain(weight):
-        dtype = autocast_dtype(x)  # products are PyTorch's; the gradient of the bias is by a kernel of ours
-        return _Linear.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    if not _for_onednn(x, weight) or autocast_dtype(x) != x.dtype:
-        return F.linear(x, weight, bias)
-    return product(x, weight, bias) if plain_autograd_needed() else _Linear.apply(x, weight, bias)
+    """`torch.nn.functional.linear`: x (…, C), weight (O, C), bias (O,) → (…, O), in autocast's dtype if it is on."""
+    if not plain_autograd_needed() and _gradients_by_kernels(x) and is_plain(x) and is_plain(weight):
+        return _Linear.apply(x.to(autocast_dtype(x)), weight, bias)
+    if _for_onednn(x, weight) and autocast_dtype(x) == x.dtype:
+        return product(x, weight, bias)
+    return F.linear(x, weight, bias)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -56,8 +57,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _sums_by_kernel(x: Tensor) -> bool:
-    return x.is_cuda
+def _gradients_by_kernels(x: Tensor) -> bool:
+    """Whether there is something to gain: on a GPU sums for the bias, on a CPU products too."""
+    return x.is_cuda or (x.is_cpu and autocast_dtype(x) in (torch.float32, torch.bfloat16))
 
 
 def _for_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -68,35 +70,49 @@ def _for_onednn(x: Tensor, weight: Tensor) -> bool:
     return is_plain(x) and is_plain(weight) and not transformed()
 
 
+def in_dtype_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's weight and bias in the dtype of its input."""
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, *in_dtype_of(x, weight, bias))
+
+
 class _Linear(torch.autograd.Function):
+    """Of x in the dtype that is multiplied in; weight and bias may be wider, and so are their gradients then."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        return product(x, weight, bias)
+        low_weight, low_bias = in_dtype_of(x, weight, bias)
+        ctx.save_for_backward(x, weight, bias, low_weight)
+        with without_autocast(x.device.type):
+            return product(x, low_weight, low_bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
+        x, weight, bias, low_weight = ctx.saved_tensors
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         if torch.is_grad_enabled():
             inputs = (x, weight) if bias is None else (x, weight, bias)
-            found = differentiable_gradient(F.linear, inputs, ctx.needs_input_grad[: len(inputs)], grad)
+            found = differentiable_gradient(_linear, inputs, ctx.needs_input_grad[: len(inputs)], grad)
             return found if bias is not None else (*found, None)
-        return (
-            product(grad, weight.t()) if wants_x else None,
-            weight_gradient(grad, x) if wants_weight else None,
-            bias_gradient(grad) if wants_bias else None,
-        )
+        with without_autocast(x.device.type):
+            of_parameters = parameter_gradients(grad, x, weight.dtype, wants_weight, wants_bias)
+            return (product(grad, low_weight.t()) if wants_x else None, *of_parameters)
 
 
-def weight_gradient(grad: Tensor, rows: Tensor) -> Tensor:
-    """Σ grad ⊗ row over all rows: (…, O), (…, C) → (O, C)."""
-    return grad.reshape(-1, grad.shape[-1]).t() @ rows.reshape(-1, rows.shape[-1])
-
-
-def bias_gradient(grad: Tensor) -> Tensor:
-    """Σ grad over all rows: (…, O) → (O,)."""
-    return column_sums(grad)
+def parameter_gradients(
+    grad: Tensor, rows: Tensor, dtype: torch.dtype, wants_weight: bool, wants_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a linear layer's weight (O, C) and bias (O,) in ``dtype``: of its output (…, O), of its input the
+    rows (…, C)."""
+    if grad.is_cpu and wants_weight:
+        both = weight_gradient(grad, rows, out_dtype=dtype, bias=wants_bias)
+        return both[0], both[1] if wants_bias else None
+    of_weight = grad.reshape(-1, grad.shape[-1]).t() @ rows.reshape(-1, rows.shape[-1]) if wants_weight else None
+    of_bias = column_sums(grad) if wants_bias else None
+    return None if of_weight is None else of_weight.to(dtype), None if of_bias is None else of_bias.to(dtype)
 
 
 def differentiable_gradient(

@@ -20,7 +20,7 @@ from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, transf
 from mae_dfer_kernels.layer_norm import layer_norm_gradient
 from mae_dfer_kernels.residual_layer_norm import residual_layer_norm_gradient
 
-from .linear import bias_gradient, differentiable_gradient, linear, product, weight_gradient
+from .linear import differentiable_gradient, in_dtype_of, linear, parameter_gradients, product
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
@@ -40,8 +40,7 @@ def residual_norm_linear(
     if plain_autograd_needed():
         total, normed = normalise(x, update, factors, norm.weight, norm.bias, norm.eps, dtype)
         return total, linear(normed, weight, bias)
-    parameters = (norm.weight, norm.bias, weight.to(dtype), bias.to(dtype))
-    return _NormLinear.apply(x, update, factors, norm.eps, *parameters)
+    return _NormLinear.apply(x, update, factors, norm.eps, norm.weight, norm.bias, weight, bias)
 
 
 def normalise(
@@ -63,7 +62,7 @@ def normalise_gradient(
     ctx: Any, grad_total: Tensor | None, grad_normed: Tensor, total: Tensor, factors: Tensor | None, weight: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Gradients of `normalise`'s x, update, factors, eps, weight and bias, for an autograd function that keeps ``eps``
-    and ``update_dtype`` (None without an update) in ``ctx``."""
+    and ``update_dtype`` (None without an update) in ``ctx``; for :func:`differentiable_gradients`, ``dtype`` too."""
     if ctx.update_dtype is None:
         grad_x, *grad_norm = layer_norm_gradient(grad_total, grad_normed, total, weight, ctx.eps)
         return grad_x, None, None, None, *grad_norm
@@ -85,7 +84,9 @@ def differentiable_gradients(
     """As `normalise_gradient`, with all that come after: of ``call(total, *parameters, eps=…)`` in plain PyTorch."""
     of_total = any(ctx.needs_input_grad[:2])
     wanted = (of_total, *ctx.needs_input_grad[4:])
-    found = differentiable_gradient(functools.partial(call, eps=ctx.eps), (total, *parameters), wanted, grad_out)
+    found = differentiable_gradient(
+        functools.partial(call, eps=ctx.eps, dtype=ctx.dtype), (total, *parameters), wanted, grad_out
+    )
     through_norm, *rest = found
     if through_norm is None:
         return None, None, None, None, *rest
@@ -102,12 +103,14 @@ def plain_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: t
 
 
 def _linear_of_norm(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    return F.linear(plain_norm(x, norm_weight, norm_bias, eps, weight.dtype), weight, bias)
+    return F.linear(plain_norm(x, norm_weight, norm_bias, eps, dtype), weight.to(dtype), bias.to(dtype))
 
 
 class _NormLinear(torch.autograd.Function):
+    """In autocast's dtype; weight and bias may be wider, and so are their gradients then."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -120,31 +123,32 @@ class _NormLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        ctx.eps, ctx.dtype, ctx.update_dtype = eps, autocast_dtype(x), None if update is None else update.dtype
         with without_autocast(x.device.type):
-            total, normed = normalise(x, update, factors, norm_weight, norm_bias, eps, weight.dtype)
-            out = product(normed, weight, bias)
-        ctx.save_for_backward(total, factors, norm_weight, norm_bias, weight, bias)
-        ctx.eps, ctx.update_dtype = eps, None if update is None else update.dtype
+            total, normed = normalise(x, update, factors, norm_weight, norm_bias, eps, ctx.dtype)
+            low_weight, low_bias = in_dtype_of(normed, weight, bias)
+            out = product(normed, low_weight, low_bias)
+        ctx.save_for_backward(total, factors, norm_weight, norm_bias, weight, bias, low_weight)
         ctx.set_materialize_grads(False)
         return total, out
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
-        total, factors, norm_weight, norm_bias, weight, bias = ctx.saved_tensors
+        total, factors, norm_weight, norm_bias, weight, bias, low_weight = ctx.saved_tensors
         wants_weight, wants_bias = ctx.needs_input_grad[6:]
         if grad_out is None:
-            grad_out = total.new_zeros((*total.shape[:-1], weight.shape[0]), dtype=weight.dtype)
+            grad_out = total.new_zeros((*total.shape[:-1], weight.shape[0]), dtype=ctx.dtype)
         if torch.is_grad_enabled():
             parameters = (norm_weight, norm_bias, weight, bias)
             return differentiable_gradients(ctx, _linear_of_norm, grad_total, grad_out, total, factors, parameters)
-        grad_weight = None
         with without_autocast(total.device.type):
+            normed = grad_out  # of no use where no weight wants a gradient
             if wants_weight:
-                normed = layer_norm(total, norm_weight, norm_bias, eps=ctx.eps, out_dtype=weight.dtype)
-                grad_weight = weight_gradient(grad_out, normed)
-                del normed
-            through = normalise_gradient(ctx, grad_total, product(grad_out, weight.t()), total, factors, norm_weight)
-        return *through, grad_weight, bias_gradient(grad_out) if wants_bias else None
+                normed = layer_norm(total, norm_weight, norm_bias, eps=ctx.eps, out_dtype=ctx.dtype)
+            of_parameters = parameter_gradients(grad_out, normed, weight.dtype, wants_weight, wants_bias)
+            del normed
+            grad_normed = product(grad_out, low_weight.t())
+            return *normalise_gradient(ctx, grad_total, grad_normed, total, factors, norm_weight), *of_parameters
 
 
 def spread(factors: Tensor, rows: Tensor) -> Tensor:

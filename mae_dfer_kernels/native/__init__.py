@@ -44,6 +44,9 @@ def _obey_environment(library: ModuleType) -> None:
 _LIBRARY, LOAD_ERROR = _load()
 if _LIBRARY is not None:
     _obey_environment(_LIBRARY)
+_current = "" if _LIBRARY is None else str(_LIBRARY.chosen_instruction_set())
+IS_AMD = _LIBRARY is not None and bool(_LIBRARY.is_amd())
+"""Whether AMD made the processor."""
 
 
 def instruction_sets() -> list[str]:
@@ -56,9 +59,16 @@ def chosen_instruction_set() -> str:
     return str(library().chosen_instruction_set())
 
 
+def current_instruction_set() -> str:
+    """As `chosen_instruction_set`, without a call that torch.compile could not trace; empty without a library."""
+    return _current
+
+
 def choose_instruction_set(name: str) -> None:
     """Use the instruction set of that name from now on, in the whole process; ValueError if it cannot run here."""
+    global _current
     library().choose_instruction_set(name)
+    _current = name
 
 
 def check_place(name: str, tensor: Tensor) -> None:

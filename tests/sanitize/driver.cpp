@@ -391,6 +391,45 @@ int gelu_gradient(const Kernels& kernels, bool has_entry) {
   return cases;
 }
 
+int weight_gradient(const Kernels& kernels, bool has_entry) {
+  struct Shape {
+    int64_t rows, outputs, inputs;
+  };
+  // Around a tile of any instruction set; more inputs and more rows than a block has.
+  const Shape shapes[] = {{0, 3, 2},  {2, 1, 1},   {7, 5, 9},    {4, 13, 33},   {12, 25, 31},  {3, 49, 64},
+                          {4, 3, 530}, {515, 6, 17}, {257, 12, 32}, {1031, 14, 3}, {6, 100, 7}};
+  int cases = 0;
+  for (const Shape& shape : shapes) {
+    for (const DType dtype : {DType::float32, DType::bfloat16}) {
+      if (!kernels.weight_gradient->takes(dtype)) continue;
+      for (const bool has_bias : {false, true}) {
+        const Lie lies[] = {Lie::dense, Lie::gapped, Lie::expanded};
+        const int shift = cases / 3 % 2;
+        const StridedBuffer grad(1, shape.rows, shape.outputs, dtype, lies[cases % 3], shift);
+        const StridedBuffer input(1, shape.rows, shape.inputs, dtype, lies[(cases + 1) % 3], shift);
+        const Buffer grad_weight(shape.outputs * shape.inputs, DType::float32, shift);
+        const Buffer grad_bias(has_bias ? shape.outputs : 0, DType::float32, shift);
+        WeightGradient problem;
+        problem.rows = shape.rows;
+        problem.outputs = shape.outputs;
+        problem.inputs = shape.inputs;
+        problem.grad = grad.rows();
+        problem.input = input.rows();
+        problem.grad_weight = static_cast<float*>(grad_weight.data());
+        problem.grad_bias = has_bias ? static_cast<float*>(grad_bias.data()) : nullptr;
+        problem.threads = 1 + cases % 6;
+        problem.check();
+        check(text("weight_gradient", kernels.name, dtype, {shape.rows, shape.outputs, shape.inputs}),
+              {{&grad_weight}, {&grad_bias}}, problem.parts(), kernels.weight_gradient->workspace(),
+              [&](int64_t task, void* workspace) { kernels.weight_gradient->run(problem, task, workspace); },
+              has_entry ? std::function<void()>([&] { cpu::weight_gradient(problem); }) : nullptr);
+        ++cases;
+      }
+    }
+  }
+  return cases;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -398,7 +437,7 @@ int main(int count, char** arguments) {
   // The dispatcher is compiled for the portable kernels alone, so its entry points run those.
 #define USE(isa) \
   {#isa, &mae_dfer::isa::region_attention, &mae_dfer::isa::residual_layer_norm, &mae_dfer::isa::exchange, \
-   &mae_dfer::isa::gelu_gradient},
+   &mae_dfer::isa::gelu_gradient, &mae_dfer::isa::weight_gradient},
   const Kernels sets[] = {EACH_INSTRUCTION_SET(USE)};
 #undef USE
   for (const Kernels& set : sets) {
@@ -411,6 +450,7 @@ int main(int count, char** arguments) {
     run("residual_layer_norm", residual_layer_norm);
     run("exchange", exchange);
     run("gelu_gradient", gelu_gradient);
+    run("weight_gradient", weight_gradient);
   }
   return 0;
 }
