@@ -123,7 +123,7 @@ using ExchangeShape = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, in
 Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x,
                            const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias,
                            uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale,
-                           double eps, int threads) {
+                           bool bf16_operands, double eps, int threads) {
   Exchange problem;
   std::tie(problem.clips, problem.groups, problem.rows, problem.channels, problem.heads, problem.context) = shape;
   problem.x = rows(x);
@@ -135,6 +135,7 @@ Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x,
   problem.values = input(values);
   problem.out_bias = input(out_bias);
   problem.row_scale = input(row_scale);
+  problem.bf16_operands = bf16_operands;
   problem.eps = eps;
   problem.threads = threads;
   return problem;
@@ -143,9 +144,9 @@ Exchange describe_exchange(const ExchangeShape& shape, const RowsArgument& x,
 void exchange_forward(const ExchangeShape& shape, const RowsArgument& x,
                       const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias,
                       uintptr_t values, uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale, uintptr_t out,
-                      int64_t front, double eps, int threads) {
+                      int64_t front, bool bf16_operands, double eps, int threads) {
   Exchange problem = describe_exchange(shape, x, update, keys, key_bias, values, out_bias, row_scale, update_scale,
-                                       eps, threads);
+                                       bf16_operands, eps, threads);
   problem.out = output(out);
   problem.front = front;
   problem.grad_out.dtype = problem.x.dtype;
@@ -155,9 +156,10 @@ void exchange_forward(const ExchangeShape& shape, const RowsArgument& x,
 void exchange_backward(const ExchangeShape& shape, const RowsArgument& grad_out, const RowsArgument& x,
                        const std::optional<RowsArgument>& update, uintptr_t keys, uintptr_t key_bias, uintptr_t values,
                        uintptr_t out_bias, uintptr_t row_scale, uintptr_t update_scale, uintptr_t grad_x,
-                       uintptr_t grad_update, uintptr_t sums, uintptr_t key_bias_sums, double eps, int threads) {
+                       uintptr_t grad_update, uintptr_t sums, uintptr_t key_bias_sums, bool bf16_operands,
+                       double eps, int threads) {
   Exchange problem = describe_exchange(shape, x, update, keys, key_bias, values, out_bias, row_scale, update_scale,
-                                       eps, threads);
+                                       bf16_operands, eps, threads);
   problem.grad_out = rows(grad_out);
   problem.grad_x = output(grad_x);
   problem.grad_update = output(grad_update);
@@ -168,7 +170,7 @@ void exchange_backward(const ExchangeShape& shape, const RowsArgument& grad_out,
 
 // (chunks a clip, width of a row of partial sums)
 std::pair<int64_t, int64_t> exchange_sums(const ExchangeShape& shape) {
-  const Exchange problem = describe_exchange(shape, {}, {}, 0, 0, 0, 0, 0, 0, 0.0, 1);
+  const Exchange problem = describe_exchange(shape, {}, {}, 0, 0, 0, 0, 0, 0, false, 0.0, 1);
   return {problem.chunks(), problem.sums_width()};
 }
 

@@ -91,7 +91,7 @@ void WeightGradient::check() const {
 }
 
 int64_t Exchange::chunk_rows() const {
-  const int64_t chunks_a_clip = (31 + clips) / clips;
+  const int64_t chunks_a_clip = (15 + clips) / clips;
   const int64_t share = (clip_rows() + chunks_a_clip - 1) / chunks_a_clip;
   return (share + kStepRows - 1) / kStepRows * kStepRows;
 }
@@ -105,6 +105,7 @@ void Exchange::check(bool backward) const {
   require(known(x.dtype) && known(grad_out.dtype), "dtype code is not known");
   const bool wide = x.dtype == DType::float64;
   require(wide == (grad_out.dtype == DType::float64), "float64 goes with float64 alone");
+  require(!wide || !bf16_operands, "keys and values in bfloat16 do not go with float64");
   require(!has_update || (known(update.dtype) && wide == (update.dtype == DType::float64)),
           "dtype code of update is not known, or float64 where x is not");
   if (empty()) return;

@@ -117,7 +117,8 @@ struct WeightGradient {
 // Every row of a clip attends to the clip's J = H·K (head, representative) pairs, whose keys and values hold the
 // query and output projections already: out = x + row_scale · (softmax_h(u keysᵀ + key_bias) values + out_bias) with
 // u = (x - mean) / deviation. G groups of M rows, G / clips groups a clip. What is not `StridedRows` is contiguous and
-// in the type computed in (float64 where x is, else float32), but for `out` and `grad_x`, which are as x.
+// in the type computed in (float64 where x is, else float32), but for `out` and `grad_x`, which are as x, and for keys
+// and values in bfloat16: with them, other operands of products may be rounded to it as well.
 struct Exchange {
   int64_t clips = 0;
   int64_t groups = 0;
@@ -133,6 +134,7 @@ struct Exchange {
   const void* keys = nullptr;       // (clips, J, C)
   const void* key_bias = nullptr;   // (clips, J)
   const void* values = nullptr;     // (clips, J, C)
+  bool bf16_operands = false;       // keys and values are in bfloat16
   const void* out_bias = nullptr;   // (C,)
   const void* row_scale = nullptr;  // (clips,), or null for 1
   void* out = nullptr;              // (G, front + M, C)
@@ -150,7 +152,8 @@ struct Exchange {
   // Where the result of row `index` of all G·M is.
   int64_t place(int64_t index) const { return index + (index / rows + 1) * front; }
   bool empty() const { return clips == 0 || groups == 0 || rows == 0; }
-  // A clip's rows are shared out in whole steps, about 32 chunks in all; none of it depends on the threads.
+  // A clip's rows are shared out in whole steps, about 16 chunks in all: each leaves as many sums as some 130 rows have
+  // elements. None of it depends on the threads.
   int64_t chunk_rows() const;
   int64_t chunks() const { return empty() ? 0 : (clip_rows() + chunk_rows() - 1) / chunk_rows(); }
   // Rows of sums end on a whole vector of any instruction set.

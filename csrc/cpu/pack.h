@@ -59,15 +59,6 @@ inline Vec<float> load_quads(const Row& row, int r) {
 
 #endif
 
-#if defined(__AVX512F__)
-
-// Words of two: an element of the first, and beside it one of the second.
-inline __m512i interleave(__m256i first, __m256i second) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
-}
-
-#endif
-
 #if defined(__AVX2__)
 
 // to[column][row] = from[row][column] for four columns and a vector of rows, zero from `rows` on. Every 128 bits of a

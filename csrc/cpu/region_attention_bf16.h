@@ -9,6 +9,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/pack.h"
+#include "cpu/pairs.h"
 #include "cpu/region_attention_head.h"
 #include "cpu/softmax.h"
 #include "cpu/workspace.h"
@@ -19,7 +20,6 @@ namespace mae_dfer {
 namespace MAE_DFER_ISA {
 namespace {
 
-constexpr int kPairLanes = kLanes<float>;  // words, and so pairs, in a vector
 // Queries at once: whole vectors, whole register blocks, and scores that are small enough for the first cache.
 constexpr int kPairBlock = 48;
 // The backward keeps the probabilities of some queries as pairs: of all up to this many tokens, beyond it of fewer, so
@@ -70,23 +70,6 @@ struct PairLayout {
   }
 };
 
-inline BFloat16Pair* as_pairs(float* words) { return reinterpret_cast<BFloat16Pair*>(words); }
-inline const BFloat16Pair* as_pairs(const BFloat16* row) { return reinterpret_cast<const BFloat16Pair*>(row); }
-
-// to[pair][column] = (from[2·pair][column], from[2·pair + 1][column]), zero for the row after the last.
-inline void pack_interleaved(const BFloat16* from, ptrdiff_t stride, int rows, int width, BFloat16Pair* to) {
-  for (int row = 0; row < rows; row += 2, to += width) {
-    const BFloat16* source = from + row * stride;
-    for (int column = 0; column < width; column += kPairLanes) {
-      const auto load_row = [&](const BFloat16* at) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + column));
-      };
-      const __m256i second = row + 1 < rows ? load_row(source + stride) : _mm256_setzero_si256();
-      _mm512_storeu_si512(to + column, interleave(load_row(source), second));
-    }
-  }
-}
-
 // Rows of bf16, one beside the other.
 inline const BFloat16Pair* pack_pairs(const BFloat16* from, ptrdiff_t stride, const PairLayout& layout, float* to) {
   pack_rows<float>(reinterpret_cast<const Word*>(from), stride / 2, layout.tokens, layout.head_dim / 2, to,
@@ -100,17 +83,6 @@ inline const BFloat16Pair* pack_pairs_transposed(const BFloat16* from, ptrdiff_t
   pack_transposed<float>(reinterpret_cast<const float*>(from), stride / 2, rows, layout.head_dim / 2, to, layout.block,
                          padded_rows);
   return as_pairs(to);
-}
-
-// A vector of floats, rounded to bf16, as a row of them.
-inline void round_vector(Vec<float> values, BFloat16Pair* to) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)values));
-}
-
-// Two vectors of floats, rounded to bf16 and interleaved.
-inline void round_interleaved(const Vec<float>* values, BFloat16Pair* to) {
-  const auto round = [](Vec<float> value) { return (__m256i)_mm512_cvtneps_pbh((__m512)value); };
-  _mm512_storeu_si512(to, interleave(round(values[0]), round(values[1])));
 }
 
 void forward_pairs(const RegionAttention& problem, int64_t task, void* memory) {
@@ -133,7 +105,7 @@ void forward_pairs(const RegionAttention& problem, int64_t task, void* memory) {
   normalise.row_scale = inverse_sums;
   const auto ahead = [&](const BFloat16* rows, ptrdiff_t apart) { return Ahead(rows, apart, head_dim); };
 
-  pack_interleaved(head.value, stride, tokens, head_dim, values);
+  pack_interleaved(head.value, stride, tokens, head_dim, values, head_dim);
   for (int first = 0; first < tokens; first += block) {
     const int rows = tokens - first < block ? tokens - first : block;
     const Scores<float> scores{score_memory, block, tokens, round_up(rows, kPairLanes) / kPairLanes};
@@ -191,9 +163,9 @@ void backward_pairs(const RegionAttention& problem, int64_t task, void* memory) 
   scaled.scale = static_cast<float>(problem.scale);
   const auto ahead = [&](const BFloat16* rows, ptrdiff_t apart) { return Ahead(rows, apart, head_dim); };
 
-  pack_interleaved(head.key, stride, tokens, head_dim, keys);
-  pack_interleaved(head.query, stride, tokens, head_dim, queries);
-  pack_interleaved(head.grad_out, grad_stride, tokens, head_dim, grads);
+  pack_interleaved(head.key, stride, tokens, head_dim, keys, head_dim);
+  pack_interleaved(head.query, stride, tokens, head_dim, queries, head_dim);
+  pack_interleaved(head.grad_out, grad_stride, tokens, head_dim, grads, head_dim);
   for (int kept = 0; kept < tokens; kept += layout.kept) {
     const int end = tokens - kept < layout.kept ? tokens : kept + layout.kept;
     for (int first = kept; first < end; first += block) {

@@ -7,7 +7,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
-#include "cpu/pack.h"
+#include "cpu/pairs.h"
 #include "cpu/workspace.h"
 
 namespace mae_dfer {

@@ -22,6 +22,11 @@ def unavailable(x: Tensor, pairs: int) -> str | None:
     return None
 
 
+def multiplies_bf16(channels: int) -> bool:
+    """Whether keys and values in bfloat16 are multiplied as that, not widened; as `takes_pairs` in exchange_bf16.h."""
+    return channels % 16 == 0 and native.multiplies_bf16()
+
+
 def forward(
     x: Tensor,
     keys: Tensor,
@@ -37,17 +42,16 @@ def forward(
     front: int,
 ) -> Tensor:
     """The `cpu` backend's forward; ``x`` and ``update`` (G, M, C) of any strides, the result (G, front + M, C)
-    contiguous, with what is in front left to be filled. Operands of products are in the dtype computed in, whatever
-    ``operand_dtype``."""
+    contiguous, with what is in front left to be filled. Operands of products are rounded to bfloat16 where keys and
+    values have been and the instruction set multiplies it; else they are in the dtype computed in."""
     native.check_place("x", x)
     x, update = rows_contiguous(x), None if update is None else rows_contiguous(update)
     groups, rows, channels = x.shape
     out = x.new_empty(groups, front + rows, channels)
-    compute = compute_dtype(x)
-    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale, update_scale)]
+    bf16_operands, inputs = _dense_inputs(x, keys, key_bias, values, out_bias, row_scale, update_scale)
     native.library().exchange_forward(
         _shape(x, keys, num_heads), describe(x), _described(update), *map(address, inputs),
-        out.data_ptr(), front, eps, torch.get_num_threads(),
+        out.data_ptr(), front, bf16_operands, eps, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -74,7 +78,7 @@ def backward(
     pairs, channels = keys.shape[1:]
     shape = _shape(x, keys, num_heads)
     compute = compute_dtype(x)
-    inputs = [dense(tensor, compute) for tensor in (keys, key_bias, values, out_bias, row_scale, update_scale)]
+    bf16_operands, inputs = _dense_inputs(x, keys, key_bias, values, out_bias, row_scale, update_scale)
     grad_x = x.new_empty(x.shape)
     grad_update = None if update is None else update.new_empty(x.shape)
     # Sums of each chunk of a clip's rows, added up in their order: the same bits on any number of threads.
@@ -83,8 +87,8 @@ def backward(
     key_bias_sums = x.new_empty((keys.shape[0], chunks, pairs), dtype=compute)
     native.library().exchange_backward(
         shape, describe(grad_out), describe(x), _described(update), *map(address, inputs),
-        grad_x.data_ptr(), address(grad_update), sums.data_ptr(), key_bias_sums.data_ptr(), eps,
-        torch.get_num_threads(),
+        grad_x.data_ptr(), address(grad_update), sums.data_ptr(), key_bias_sums.data_ptr(),
+        bf16_operands, eps, torch.get_num_threads(),
     )  # fmt: skip
     return (
         grad_x,
@@ -94,6 +98,17 @@ def backward(
         sums[:, :, 2 * pairs, :channels].sum(dim=(0, 1)).to(out_bias.dtype),
         *(() if grad_update is None else (grad_update,)),
     )
+
+
+def _dense_inputs(
+    x: Tensor, keys: Tensor, key_bias: Tensor, values: Tensor, *others: Tensor | None
+) -> tuple[bool, list[Tensor | None]]:
+    """Whether keys and values are handed over in bfloat16; and all of these, in the dtype computed in but for them."""
+    compute = compute_dtype(x)
+    both = keys.dtype == values.dtype == torch.bfloat16
+    matrix = torch.bfloat16 if both else compute
+    rest = (dense(tensor, compute) for tensor in others)
+    return both, [dense(keys, matrix), dense(key_bias, compute), dense(values, matrix), *rest]
 
 
 def _described(update: Tensor | None) -> tuple[int, int, int, int] | None:

@@ -22,8 +22,8 @@ def unavailable(grad: Tensor) -> str | None:
         return f"it takes tensors on the CPU, and grad is on {grad.device}"
     if grad.dtype not in (torch.float32, torch.bfloat16):
         return f"it takes float32 and bfloat16, and grad is {grad.dtype}"
-    if grad.dtype == torch.bfloat16 and native.current_instruction_set() != "avx512_bf16":
-        return f"grad is bfloat16, which {native.current_instruction_set()} does not multiply"
+    if grad.dtype == torch.bfloat16 and not native.multiplies_bf16():
+        return f"grad is bfloat16, which {native.chosen_instruction_set()} does not multiply"
     return None
 
 
@@ -37,7 +37,7 @@ def pays(grad: Tensor) -> bool:
         return False
     if grad.dtype == torch.bfloat16:
         return not _HAS_AMX
-    return native.IS_AMD and native.current_instruction_set().startswith("avx512")
+    return native.IS_AMD and native.chosen_instruction_set().startswith("avx512")
 
 
 def backward(grad: Tensor, rows: Tensor, out_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor]:

@@ -110,9 +110,9 @@ def backward(
         return (
             grad_x,
             grad_scores.transpose(1, 2) @ unit,
-            grad_scores.sum(dim=1),
+            grad_scores.sum(dim=1).to(key_bias.dtype),
             probs.transpose(1, 2) @ grad_branch,
-            grad_branch.sum(dim=(0, 1)),
+            grad_branch.sum(dim=(0, 1)).to(out_bias.dtype),
             *(() if update is None else (update_gradient(grad_x, update, update_scale),)),
         )
 
@@ -131,5 +131,5 @@ def _by_clip(x: Tensor, keys: Tensor) -> Tensor:
 
 
 def _probabilities(unit: Tensor, keys: Tensor, key_bias: Tensor, num_heads: int) -> Tensor:
-    scores = unit @ keys.transpose(1, 2) + key_bias.unsqueeze(1)
+    scores = unit @ keys.transpose(1, 2) + key_bias.unsqueeze(1).to(keys.dtype)
     return scores.unflatten(-1, (num_heads, -1)).softmax(dim=-1).flatten(2)

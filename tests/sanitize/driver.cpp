@@ -282,11 +282,12 @@ int exchange(const Kernels& kernels, bool has_entry) {
   struct Shape {
     int64_t clips, groups, rows, channels, heads, context;
   };
-  // 48 rows are a step, 1800 make chunks of two; one head, one representative token, nothing at all.
+  // 48 rows are a step, 1800 make chunks of three; one head, one representative token, nothing at all.
   const Shape shapes[] = {{0, 0, 3, 4, 1, 2},  {2, 4, 0, 4, 1, 2},   {1, 1, 1, 1, 1, 1},   {2, 2, 1, 2, 1, 3},
                           {2, 4, 5, 3, 3, 1},  {1, 3, 7, 4, 2, 2},   {3, 3, 9, 5, 1, 5},   {2, 6, 3, 7, 1, 8},
                           {1, 2, 13, 8, 2, 3}, {2, 2, 17, 9, 3, 4},  {1, 4, 12, 16, 4, 2}, {1, 7, 7, 17, 1, 4},
                           {1, 5, 20, 31, 1, 2}, {2, 4, 33, 33, 3, 3}, {1, 2, 48, 64, 8, 1}, {1, 1, 97, 12, 2, 8},
+                          {1, 1, 51, 48, 5, 1},
                           {1, 3, 600, 6, 2, 2}};
   int cases = 0;
   for (const Shape& shape : shapes) {
@@ -301,8 +302,10 @@ int exchange(const Kernels& kernels, bool has_entry) {
         const StridedBuffer grad(shape.groups, shape.rows, shape.channels, other, lies[(cases + 1) % 3], shift);
         const StridedBuffer update(shape.groups, shape.rows, shape.channels, other, lies[(cases + 2) % 3], shift);
         const Buffer update_scale(shape.groups, compute), grad_update(elements, other, shift);
-        const Buffer keys(shape.clips * pairs * shape.channels, compute, shift);
-        const Buffer values(shape.clips * pairs * shape.channels, compute, 1 - shift);
+        const bool bf16_operands = compute == DType::float32 && cases % 3 == 0;
+        const DType matrix = bf16_operands ? DType::bfloat16 : compute;
+        const Buffer keys(shape.clips * pairs * shape.channels, matrix, shift);
+        const Buffer values(shape.clips * pairs * shape.channels, matrix, 1 - shift);
         const Buffer key_bias(shape.clips * pairs, compute, shift), out_bias(shape.channels, compute, shift);
         const Buffer row_scale(shape.clips, compute), out(elements, dtype, shift), grad_x(elements, dtype, shift);
         keys.randomise(), values.randomise(), key_bias.randomise(), out_bias.randomise(), row_scale.randomise();
@@ -323,6 +326,7 @@ int exchange(const Kernels& kernels, bool has_entry) {
         problem.keys = keys.data();
         problem.key_bias = key_bias.data();
         problem.values = values.data();
+        problem.bf16_operands = bf16_operands;
         problem.out_bias = out_bias.data();
         problem.row_scale = cases % 4 == 0 ? nullptr : row_scale.data();
         problem.out = out.data();
