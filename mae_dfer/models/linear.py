@@ -10,6 +10,7 @@ Under autocast layers cast their weights themselves, so that the gradient of a w
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(linear(x, weight, bias))``: where no gradient will be asked for in one pass, if oneDNN is there."""
+    if not torch.is_grad_enabled() and _for_onednn(x, weight, bf16=True):
+        weight, low_bias = in_dtype_of(x, weight, bias)
+        result: Tensor = _onednn(x, weight, low_bias, "gelu", [], "none")  # type: ignore[misc]
+        return result
+    return F.gelu(linear(x, weight, bias))
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """:func:`linear` for where no gradient is taken of it, in the dtype that both have."""
     if _for_onednn(x, weight):
@@ -62,12 +72,22 @@ def _gradients_by_kernels(x: Tensor) -> bool:
     return x.is_cuda or (x.is_cpu and autocast_dtype(x) in (torch.float32, torch.bfloat16))
 
 
-def _for_onednn(x: Tensor, weight: Tensor) -> bool:
+def _for_onednn(x: Tensor, weight: Tensor, *, bf16: bool = False) -> bool:
     if torch.compiler.is_compiling() or _onednn is None or not torch.backends.mkldnn.enabled:
         return False
-    if not x.is_cpu or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.numel() == 0:
+    if not x.is_cpu or x.numel() == 0 or not (x.dtype == torch.float32 or (bf16 and x.dtype == torch.bfloat16)):
+        return False
+    if weight.dtype != torch.float32 and weight.dtype != x.dtype:
+        return False
+    if x.dtype == torch.bfloat16 and not _onednn_has_bf16():
         return False
     return is_plain(x) and is_plain(weight) and not transformed()
+
+
+@functools.cache
+def _onednn_has_bf16() -> bool:
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is not None and bool(known())
 
 
 def in_dtype_of(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

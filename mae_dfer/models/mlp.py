@@ -16,7 +16,7 @@ from mae_dfer_kernels import gelu_gradient, layer_norm
 from mae_dfer_kernels.calls import autocast_dtype, plain_autograd_needed, without_autocast
 
 from .casts import current
-from .linear import in_dtype_of, linear, parameter_gradients, product
+from .linear import in_dtype_of, linear, linear_gelu, parameter_gradients, product
 from .recompute import differentiable_gradients, normalise, normalise_gradient, plain_norm
 from .residual import Residual
 
@@ -27,8 +27,9 @@ def norm_mlp(stream: Residual, norm: nn.LayerNorm, fc1: nn.Linear, fc2: nn.Linea
     Kept for the backward are the sum and what ``fc1`` returns, not the outputs of ``norm`` and GELU.
     """
     if plain_autograd_needed():
-        total, hidden = stream.norm_linear(norm, current(fc1.weight), current(fc1.bias))
-        return total, linear(F.gelu(hidden), current(fc2.weight), current(fc2.bias))
+        total, normed = normalise(*stream, norm.weight, norm.bias, norm.eps, autocast_dtype(stream.x))
+        activated = linear_gelu(normed, current(fc1.weight), current(fc1.bias))
+        return total, linear(activated, current(fc2.weight), current(fc2.bias))
     linears = (current(tensor) for tensor in (fc1.weight, fc1.bias, fc2.weight, fc2.bias))
     return _NormMlp.apply(*stream, norm.eps, norm.weight, norm.bias, *linears)
 
