@@ -11,8 +11,6 @@ from torch import Tensor
 from mae_dfer_kernels import native
 from mae_dfer_kernels.native.rows import describe, rows_contiguous
 
-_HAS_AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-
 
 def unavailable(grad: Tensor) -> str | None:
     """Why the `cpu` backend cannot run this call, or None if it can."""
@@ -33,11 +31,9 @@ def pays(grad: Tensor) -> bool:
     On two Zen 4 cores it was, by a tenth and more in both dtypes. On Intel's processors, not measured, MKL is at home,
     and some have AMX for bfloat16.
     """
-    if not grad.is_cpu or unavailable(grad) is not None:
+    if not native.IS_AMD or not grad.is_cpu or unavailable(grad) is not None:
         return False
-    if grad.dtype == torch.bfloat16:
-        return not _HAS_AMX
-    return native.IS_AMD and native.chosen_instruction_set().startswith("avx512")
+    return native.chosen_instruction_set().startswith("avx512")
 
 
 def backward(grad: Tensor, rows: Tensor, out_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor]:
