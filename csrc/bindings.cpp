@@ -194,7 +194,7 @@ int64_t gelu_gradient_chunks(int64_t row_count) {
   return problem.chunks();
 }
 
-void weight_gradient(const RowsArgument& grad, const RowsArgument& input, uintptr_t grad_weight, uintptr_t grad_bias,
+void weight_gradient(const RowsArgument& grad, const RowsArgument& input, uintptr_t grad_weight, uintptr_t partial_sums,
                      int64_t row_count, int64_t outputs, int64_t inputs, int threads) {
   WeightGradient problem;
   problem.rows = row_count;
@@ -203,9 +203,16 @@ void weight_gradient(const RowsArgument& grad, const RowsArgument& input, uintpt
   problem.grad = rows(grad);
   problem.input = rows(input);
   problem.grad_weight = static_cast<float*>(output(grad_weight));
-  problem.grad_bias = static_cast<float*>(output(grad_bias));
+  problem.partial_sums = static_cast<float*>(output(partial_sums));
   problem.threads = threads;
   mae_dfer::cpu::weight_gradient(problem);
+}
+
+int64_t weight_gradient_blocks(int64_t row_count, int dtype) {
+  WeightGradient problem;
+  problem.rows = row_count;
+  problem.grad.dtype = static_cast<DType>(dtype);
+  return problem.blocks();
 }
 
 }  // namespace
@@ -223,6 +230,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("gelu_gradient", &gelu_gradient, py::call_guard<py::gil_scoped_release>());
   module.def("gelu_gradient_chunks", &gelu_gradient_chunks);
   module.def("weight_gradient", &weight_gradient, py::call_guard<py::gil_scoped_release>());
+  module.def("weight_gradient_blocks", &weight_gradient_blocks);
 #if defined(MAE_DFER_CUDA)
   mae_dfer::cuda::bind(module);
   module.attr("has_cuda") = true;

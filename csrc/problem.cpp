@@ -67,6 +67,13 @@ void GeluGradient::check() const {
   require(grad_x != nullptr && gelu_x != nullptr && partial_sums != nullptr, "a result has no memory");
 }
 
+int64_t WeightGradient::blocks() const {
+  const int64_t most = grad.dtype == DType::bfloat16 ? 512 : 256;
+  return rows <= most ? 1 : (rows + most - 1) / most;
+}
+
+int64_t WeightGradient::block_rows() const { return ((rows + blocks() - 1) / blocks() + 1) / 2 * 2; }
+
 int64_t WeightGradient::output_parts() const {
   // Every part of the outputs copies all inputs that it multiplies with, every part of the inputs all outputs.
   const auto copies = [&](int64_t parts) { return parts * inputs + threads / parts * outputs; };

@@ -104,8 +104,12 @@ struct WeightGradient {
   StridedRows grad;               // (M, O)
   StridedRows input;              // (M, I)
   float* grad_weight = nullptr;   // (O, I), contiguous
-  float* grad_bias = nullptr;     // (O,), if it is wanted
+  float* partial_sums = nullptr;  // (blocks(), O) of grad, if they are wanted
   int threads = 1;
+
+  // Rows are summed in blocks of one size, an even number: of at most 256 terms, which are two rows each in bfloat16.
+  int64_t blocks() const;
+  int64_t block_rows() const;
 
   // The result is shared out among the threads, so that copies of operands cost least.
   int64_t output_parts() const;

@@ -109,7 +109,7 @@ def kernels_step_aside(*tensors: Tensor) -> bool:
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Inside, operators take the dtypes they are given; of device types that know no autocast, too."""
-    if _autocast_enabled(device_type):
+    if autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 
@@ -117,10 +117,11 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]
 def autocast_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a matrix product of ``x`` has: autocast's where it is on, else its own, as float64 always."""
     device_type = x.device.type
-    if x.dtype == torch.float64 or not _autocast_enabled(device_type):
+    if x.dtype == torch.float64 or not autocast_enabled(device_type):
         return x.dtype
     return torch.get_autocast_dtype(device_type)
 
 
-def _autocast_enabled(device_type: str) -> bool:
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for a type of device."""
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)

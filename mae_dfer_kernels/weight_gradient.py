@@ -59,8 +59,8 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Σ grad ⊗ row and Σ grad over all rows: the gradients of weight and bias of ``linear(rows, weight, bias)``.
 
-    Two calls give the same bits, whatever the number of threads. Where the result is to be differentiated itself, plain
-    PyTorch computes it.
+    ``cpu`` gives the same bits every time, whatever the number of threads. Where the result is to be differentiated
+    itself, plain PyTorch computes it.
 
     Args:
         grad: (…, O), the gradient of the layer's output: float64, float32, bfloat16 or float16. Rows may have any

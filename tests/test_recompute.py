@@ -232,3 +232,15 @@ def test_under_activation_checkpointing() -> None:
         found.append([parameter.grad.clone() for parameter in model.parameters()])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_dtypes_that_differ_are_refused_as_by_pytorch(x_dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    """With a gradient and without: what trains by mistake would fail at the first evaluation."""
+    if x_dtype == weight_dtype:
+        weight_dtype = torch.float32
+    layer, x = Linear(4, 3).to(weight_dtype), torch.randn(2, 4, dtype=x_dtype)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), pytest.raises(RuntimeError, match="dtype"):
+            layer(x)

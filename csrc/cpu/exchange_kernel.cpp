@@ -28,7 +28,6 @@ struct Layout {
   int pairs;    // J
   int widened;  // of keys and values, those that are not in T and are used as they lie
 
-
   Layout(const Exchange& problem, bool backward)
       : width(static_cast<int>(problem.channels)), pairs(static_cast<int>(problem.pairs())) {
     widened = !problem.bf16_operands ? 0 : backward ? 2 : 1;

@@ -19,7 +19,7 @@ constexpr int kTileVectors = 2;
 constexpr int kTileRows = kBlockRows[kTileVectors];
 constexpr int kTileColumns = kTileVectors * kLanes<float>;
 
-constexpr int kBlockTerms = 256;  // of a block: a group takes a third of the first-level cache
+constexpr int kBlockTerms = 256;  // of a block, as the problem has it: a group takes a third of the first-level cache
 constexpr int kBlockColumns = 512;
 constexpr int kGroupsAtOnce = 8;  // copied: whole lines of memory are read
 
@@ -57,11 +57,12 @@ inline __mmask16 first_lanes(int64_t count) {
 // Rows 2k and 2k + 1 side by side; the last one of an odd number has zeros beside it.
 template <int kWidth>
 inline void copy_terms(const BFloat16* from, ptrdiff_t stride, int rows, int64_t width, float* to) {
-  for (int row = 0; row < rows; row += 2, from += 2 * stride, to += kWidth) {
+  for (int row = 0; row < rows; row += 2, to += kWidth) {
+    const BFloat16* const first = from + row * stride;
     for (int column = 0; column < kWidth; column += kLanes<float>) {
       const __mmask16 there = first_lanes(width - column);
-      const __m256i even = _mm256_maskz_loadu_epi16(there, from + column);
-      const __m256i odd = _mm256_maskz_loadu_epi16(row + 1 < rows ? there : 0, from + stride + column);
+      const __m256i even = _mm256_maskz_loadu_epi16(there, first + column);
+      const __m256i odd = _mm256_maskz_loadu_epi16(row + 1 < rows ? there : 0, first + stride + column);
       _mm512_mask_storeu_epi32(to + column, first_lanes(kWidth - column), interleave(even, odd));
     }
   }
@@ -134,14 +135,10 @@ class Part {
   }
 
   void run(const Range& outputs, const Range& inputs) {
-    // Blocks of one depth, of whole terms.
-    const int64_t blocks = parts_of(problem_.rows, kBlockTerms * Terms<E>::kRows);
-    const int64_t depth = blocks ? parts_of(parts_of(problem_.rows, blocks), 2) * 2 : 0;
     for (int64_t column = inputs.first; column < inputs.end; column += kBlockColumns) {
-      for (int64_t first = 0; first == 0 || first < problem_.rows; first += depth) {
-        begin_block(first, smaller(first + depth, problem_.rows), column, smaller(column + kBlockColumns, inputs.end));
+      for (block_ = 0; block_ < problem_.blocks(); ++block_) {
+        begin_block(column, smaller(column + kBlockColumns, inputs.end));
         multiply_block(outputs);
-        if (depth == 0) break;
       }
     }
   }
@@ -149,11 +146,12 @@ class Part {
  private:
   using Term = typename Terms<E>::Term;
 
-  void begin_block(int64_t first, int64_t end, int64_t column, int64_t column_end) {
-    first_ = first, rows_ = static_cast<int>(end - first);
+  void begin_block(int64_t column, int64_t column_end) {
+    first_ = smaller(block_ * problem_.block_rows(), problem_.rows);
+    rows_ = static_cast<int>(smaller(problem_.block_rows(), problem_.rows - first_));
     terms_ = (rows_ + Terms<E>::kRows - 1) / Terms<E>::kRows;
     column_ = column, column_end_ = column_end;
-    const E* const input = static_cast<const E*>(problem_.input.data) + first * problem_.input.row_stride;
+    const E* const input = static_cast<const E*>(problem_.input.data) + first_ * problem_.input.row_stride;
     for (int64_t c = column; c < column_end; c += kTileColumns) {
       copy_terms<kTileColumns>(input + c, problem_.input.row_stride, rows_, column_end - c,
                                panels_ + (c - column) * terms_);
@@ -175,13 +173,15 @@ class Part {
 
   void multiply_group(int64_t row, const Term* group) {
     const int rows = static_cast<int>(smaller(kTileRows, problem_.outputs - row));
-    if (problem_.grad_bias != nullptr && column_ == 0) add_sums(group, problem_.grad_bias + row, rows);
+    if (problem_.partial_sums != nullptr && column_ == 0) {
+      sum_terms(group, problem_.partial_sums + block_ * problem_.outputs + row, rows);
+    }
     for (int64_t column = column_; column < column_end_; column += kTileColumns) {
       const int columns = static_cast<int>(smaller(kTileColumns, column_end_ - column));
       const Term* const panel = reinterpret_cast<const Term*>(panels_ + (column - column_) * terms_);
       float* const to = problem_.grad_weight + row * problem_.inputs + column;
       if (rows == kTileRows && columns == kTileColumns) {
-        if (first_ == 0) clear(to, problem_.inputs);
+        if (block_ == 0) clear(to, problem_.inputs);
         add_product(group, panel, terms_, to, problem_.inputs);
       } else {
         clear(tile_, kTileColumns);
@@ -199,24 +199,31 @@ class Part {
 
   void add_tile(float* to, int rows, int columns) const {
     for (int r = 0; r < rows; ++r, to += problem_.inputs) {
-      for (int c = 0; c < columns; ++c) to[c] = (first_ == 0 ? 0.0f : to[c]) + tile_[r * kTileColumns + c];
+      for (int c = 0; c < columns; ++c) to[c] = (block_ == 0 ? 0.0f : to[c]) + tile_[r * kTileColumns + c];
     }
   }
 
-  // A vector holds a group's term and the beginning of the next one's, whose sums are left.
-  void add_sums(const Term* group, float* to, int rows) const {
-    Vec<float> sums = broadcast(0.0f);
+  // A vector holds a group's term and the beginning of what follows it, whose sums are left. Several chains of sums
+  // round less than one.
+  void sum_terms(const Term* group, float* to, int rows) const {
+    constexpr int kChains = 8;
+    Vec<float> sums[kChains];
+    for (Vec<float>& sum : sums) sum = broadcast(0.0f);
     const auto one = Product<Term>::spread(Terms<E>::one());
     for (int k = 0; k < terms_; ++k) {
-      sums = Product<Term>::add(sums, Product<Term>::load_row(group + k * kTileRows), one);
+      Vec<float>& sum = sums[k % kChains];
+      sum = Product<Term>::add(sum, Product<Term>::load_row(group + k * kTileRows), one);
     }
-    for (int r = 0; r < rows; ++r) to[r] = (first_ == 0 ? 0.0f : to[r]) + sums[r];
+    for (int half = kChains / 2; half > 0; half /= 2) {
+      for (int chain = 0; chain < half; ++chain) sums[chain] += sums[chain + half];
+    }
+    for (int r = 0; r < rows; ++r) to[r] = sums[0][r];
   }
 
   const WeightGradient& problem_;
   float *panels_, *groups_, *tile_;
   // The block that is multiplied: of the rows, and of the input's columns.
-  int64_t first_, column_, column_end_;
+  int64_t block_, first_, column_, column_end_;
   int rows_, terms_;
 };
 

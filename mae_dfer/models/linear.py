@@ -21,7 +21,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from mae_dfer_kernels import column_sums, weight_gradient
-from mae_dfer_kernels.calls import autocast_dtype, is_plain, plain_autograd_needed, transformed, without_autocast
+from mae_dfer_kernels.calls import (
+    autocast_dtype,
+    autocast_enabled,
+    is_plain,
+    plain_autograd_needed,
+    transformed,
+    without_autocast,
+)
 
 from .casts import current
 
@@ -43,7 +50,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`torch.nn.functional.linear`: x (…, C), weight (O, C), bias (O,) → (…, O), in autocast's dtype if it is on."""
-    if not plain_autograd_needed() and _gradients_by_kernels(x) and is_plain(x) and is_plain(weight):
+    if not plain_autograd_needed() and _gradients_by_kernels(x, weight) and is_plain(x) and is_plain(weight):
         return _Linear.apply(x.to(autocast_dtype(x)), weight, bias)
     if _for_onednn(x, weight) and autocast_dtype(x) == x.dtype:
         return product(x, weight, bias)
@@ -67,9 +74,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _gradients_by_kernels(x: Tensor) -> bool:
-    """Whether there is something to gain: on a GPU sums for the bias, on a CPU products too."""
-    return x.is_cuda or (x.is_cpu and autocast_dtype(x) in (torch.float32, torch.bfloat16))
+def _gradients_by_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is something to gain, on a GPU sums for the bias, on a CPU products too; and nothing to complain
+    of: without autocast, PyTorch refuses dtypes that differ."""
+    dtype = autocast_dtype(x)
+    if weight.dtype != dtype and not (autocast_enabled(x.device.type) and weight.dtype == torch.float32):
+        return False
+    return x.is_cuda or (x.is_cpu and dtype in (torch.float32, torch.bfloat16))
 
 
 def _for_onednn(x: Tensor, weight: Tensor, *, bf16: bool = False) -> bool:
@@ -118,21 +129,22 @@ class _Linear(torch.autograd.Function):
             found = differentiable_gradient(_linear, inputs, ctx.needs_input_grad[: len(inputs)], grad)
             return found if bias is not None else (*found, None)
         with without_autocast(x.device.type):
-            of_parameters = parameter_gradients(grad, x, weight.dtype, wants_weight, wants_bias)
+            of_parameters = parameter_gradients(grad, x if wants_weight else None, weight.dtype, wants_bias)
             return (product(grad, low_weight.t()) if wants_x else None, *of_parameters)
 
 
 def parameter_gradients(
-    grad: Tensor, rows: Tensor, dtype: torch.dtype, wants_weight: bool, wants_bias: bool
+    grad: Tensor, rows: Tensor | None, dtype: torch.dtype, wants_bias: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a linear layer's weight (O, C) and bias (O,) in ``dtype``: of its output (…, O), of its input the
-    rows (…, C)."""
-    if grad.is_cpu and wants_weight:
+    """Gradients of a linear layer's weight (O, C) and bias (O,) in ``dtype``, from that of its output (…, O) and from
+    its input, the rows (…, C): None where the weight wants none."""
+    if rows is not None and grad.is_cpu:
         both = weight_gradient(grad, rows, out_dtype=dtype, bias=wants_bias)
         return both[0], both[1] if wants_bias else None
-    of_weight = grad.reshape(-1, grad.shape[-1]).t() @ rows.reshape(-1, rows.shape[-1]) if wants_weight else None
-    of_bias = column_sums(grad) if wants_bias else None
-    return None if of_weight is None else of_weight.to(dtype), None if of_bias is None else of_bias.to(dtype)
+    of_bias = column_sums(grad).to(dtype) if wants_bias else None
+    if rows is None:
+        return None, of_bias
+    return (grad.reshape(-1, grad.shape[-1]).t() @ rows.reshape(-1, rows.shape[-1])).to(dtype), of_bias
 
 
 def differentiable_gradient(

@@ -71,12 +71,13 @@ class _NormMlp(torch.autograd.Function):
             return differentiable_gradients(ctx, _mlp_of_norm, grad_total, grad_out, total, factors, parameters)
         with without_autocast(total.device.type):
             grad_hidden, activated, grad_bias = gelu_gradient(product(grad_out, low_out_weight.t()), hidden)
-            of_out = parameter_gradients(grad_out, activated, out_weight.dtype, wants_out_weight, wants_out_bias)
-            del activated
+            rows = activated if wants_out_weight else None
+            of_out = parameter_gradients(grad_out, rows, out_weight.dtype, wants_out_bias)
+            del activated, rows
             grad_weight = None
             if wants_weight:
                 normed = layer_norm(total, norm_weight, norm_bias, eps=ctx.eps, out_dtype=ctx.dtype)
-                grad_weight, _ = parameter_gradients(grad_hidden, normed, weight.dtype, True, False)
+                grad_weight, _ = parameter_gradients(grad_hidden, normed, weight.dtype, wants_bias=False)
                 del normed
             grad_normed = product(grad_hidden, low_weight.t())
             through = normalise_gradient(ctx, grad_total, grad_normed, total, factors, norm_weight)

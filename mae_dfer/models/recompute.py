@@ -142,10 +142,10 @@ class _NormLinear(torch.autograd.Function):
             parameters = (norm_weight, norm_bias, weight, bias)
             return differentiable_gradients(ctx, _linear_of_norm, grad_total, grad_out, total, factors, parameters)
         with without_autocast(total.device.type):
-            normed = grad_out  # of no use where no weight wants a gradient
+            normed = None
             if wants_weight:
                 normed = layer_norm(total, norm_weight, norm_bias, eps=ctx.eps, out_dtype=ctx.dtype)
-            of_parameters = parameter_gradients(grad_out, normed, weight.dtype, wants_weight, wants_bias)
+            of_parameters = parameter_gradients(grad_out, normed, weight.dtype, wants_bias)
             del normed
             grad_normed = product(grad_out, low_weight.t())
             return *normalise_gradient(ctx, grad_total, grad_normed, total, factors, norm_weight), *of_parameters

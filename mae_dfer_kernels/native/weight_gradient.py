@@ -41,10 +41,13 @@ def backward(grad: Tensor, rows: Tensor, out_dtype: torch.dtype, bias: bool) -> 
     native.check_place("grad", grad)
     (count, outputs), inputs = grad.shape, rows.shape[1]
     of_weight = grad.new_empty((outputs, inputs), dtype=torch.float32)
-    of_bias = grad.new_empty(outputs if bias else 0, dtype=torch.float32)
+    library, code = native.library(), native.DTYPE_CODES[grad.dtype]
+    # One row of sums a block of rows, added up in their order: the same bits on any number of threads.
+    sums = grad.new_empty((library.weight_gradient_blocks(count, code) if bias else 0, outputs), dtype=torch.float32)
     grad, rows = rows_contiguous(grad)[None], rows_contiguous(rows)[None]
-    native.library().weight_gradient(
-        describe(grad), describe(rows), of_weight.data_ptr(), of_bias.data_ptr() if bias else 0, count, outputs, inputs,
+    library.weight_gradient(
+        describe(grad), describe(rows), of_weight.data_ptr(), sums.data_ptr() if bias else 0, count, outputs, inputs,
         torch.get_num_threads(),
     )  # fmt: skip
+    of_bias = sums.sum(dim=0) if bias else sums.new_empty(0)
     return of_weight.to(out_dtype), of_bias.to(out_dtype)

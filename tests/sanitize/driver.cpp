@@ -412,7 +412,6 @@ int weight_gradient(const Kernels& kernels, bool has_entry) {
         const StridedBuffer grad(1, shape.rows, shape.outputs, dtype, lies[cases % 3], shift);
         const StridedBuffer input(1, shape.rows, shape.inputs, dtype, lies[(cases + 1) % 3], shift);
         const Buffer grad_weight(shape.outputs * shape.inputs, DType::float32, shift);
-        const Buffer grad_bias(has_bias ? shape.outputs : 0, DType::float32, shift);
         WeightGradient problem;
         problem.rows = shape.rows;
         problem.outputs = shape.outputs;
@@ -420,11 +419,12 @@ int weight_gradient(const Kernels& kernels, bool has_entry) {
         problem.grad = grad.rows();
         problem.input = input.rows();
         problem.grad_weight = static_cast<float*>(grad_weight.data());
-        problem.grad_bias = has_bias ? static_cast<float*>(grad_bias.data()) : nullptr;
+        const Buffer sums(has_bias ? problem.blocks() * shape.outputs : 0, DType::float32, shift);
+        problem.partial_sums = has_bias ? static_cast<float*>(sums.data()) : nullptr;
         problem.threads = 1 + cases % 6;
         problem.check();
         check(text("weight_gradient", kernels.name, dtype, {shape.rows, shape.outputs, shape.inputs}),
-              {{&grad_weight}, {&grad_bias}}, problem.parts(), kernels.weight_gradient->workspace(),
+              {{&grad_weight}, {&sums}}, problem.parts(), kernels.weight_gradient->workspace(),
               [&](int64_t task, void* workspace) { kernels.weight_gradient->run(problem, task, workspace); },
               has_entry ? std::function<void()>([&] { cpu::weight_gradient(problem); }) : nullptr);
         ++cases;
