@@ -28,8 +28,8 @@ def unavailable(grad: Tensor) -> str | None:
 def pays(grad: Tensor) -> bool:
     """Whether the library is faster than PyTorch, which gives float32 to MKL and bfloat16 to oneDNN.
 
-    On two Zen 4 cores it was, by a tenth and more in both dtypes. On Intel's processors, not measured, MKL is at home,
-    and some have AMX for bfloat16.
+    On two Zen 4 cores it was, by a seventh in a training step, sums and casts of gradients counted. On Intel's
+    processors, not measured, MKL is at home, and some have AMX for bfloat16.
     """
     if not native.IS_AMD or not grad.is_cpu or unavailable(grad) is not None:
         return False
