@@ -38,7 +38,6 @@ _MODULES = {
     "gelu_gradient": {"eager": reference_gelu_gradient, "cpu": native_gelu_gradient},
     "region_attention": {"eager": reference_region_attention, "cpu": native_region_attention},
     "residual_layer_norm": {"eager": reference_residual_layer_norm, "cpu": native_residual_layer_norm},
-    # On a GPU PyTorch's libraries multiply.
     "weight_gradient": {"eager": reference_weight_gradient, "cpu": native_weight_gradient},
 }
 
@@ -49,6 +48,9 @@ _CUDA_MODULES = {
     "region_attention": cuda_region_attention,
     "residual_layer_norm": cuda_residual_layer_norm,
 }
+
+# Of operators that PyTorch's libraries have too, whether a call on a CPU is faster with ours. On a GPU theirs serve.
+_WHERE_OURS_PAYS = {"weight_gradient": native_weight_gradient.pays}
 
 
 class BackendUnavailable(RuntimeError):
@@ -85,8 +87,8 @@ def missing(op: str, backend: str) -> str | None:
         # Only what is resolved reaches the registered operators, so there "auto" is no name either.
         known = NAMES if backend == "auto" else ("auto", *NAMES)
         raise ValueError(f"backend: {backend!r} is none of {', '.join(known)}")
-    if op == "weight_gradient":
-        return "there is no kernel of weight_gradient for a GPU"
+    if op in _WHERE_OURS_PAYS:
+        return f"there is no kernel of {op} for a GPU"
     if backend == "cuda":
         return None if op in _CUDA_MODULES else f"there is no CUDA C++ kernel of {op}"
     return _triton_missing()
@@ -183,6 +185,8 @@ _PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 
 
 def _choose_fastest(op: str, *problem: Any) -> str:
+    if op in _WHERE_OURS_PAYS:
+        return "cpu" if _WHERE_OURS_PAYS[op](*problem) else "eager"
     # First and shortly, since small calls on the CPU feel every microsecond.
     if problem[0].is_cpu and _MODULES[op]["cpu"].unavailable(*problem) is None:
         return "cpu"

@@ -14,7 +14,6 @@ from torch import Tensor
 from mae_dfer_kernels import backends
 from mae_dfer_kernels.arguments import check_backend, check_companion, check_result_dtype, check_vectors
 from mae_dfer_kernels.calls import call_without_gradient, kernels_step_aside
-from mae_dfer_kernels.native import weight_gradient as native
 from mae_dfer_kernels.reference import weight_gradient as reference
 
 _LIBRARY = torch.library.Library("mae_dfer_kernels", "FRAGMENT")
@@ -85,10 +84,7 @@ def weight_gradient(
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
     check_backend(backend)
-    if backend == "auto":
-        resolved = "cpu" if native.pays(grad) else "eager"
-    else:
-        resolved = backends.choose("weight_gradient", backend, grad)
+    resolved = backends.choose("weight_gradient", backend, grad)
     grad, rows = (tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1]) for tensor in (grad, rows))
     if kernels_step_aside(grad, rows):
         return reference.backward(grad, rows, out_dtype or grad.dtype, bias)
