@@ -68,7 +68,7 @@ void GeluGradient::check() const {
 }
 
 int64_t WeightGradient::blocks() const {
-  const int64_t most = grad.dtype == DType::bfloat16 ? 512 : 256;
+  const int64_t most = kBlockTerms * (grad.dtype == DType::bfloat16 ? 2 : 1);
   return rows <= most ? 1 : (rows + most - 1) / most;
 }
 

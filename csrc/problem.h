@@ -107,7 +107,8 @@ struct WeightGradient {
   float* partial_sums = nullptr;  // (blocks(), O) of grad, if they are wanted
   int threads = 1;
 
-  // Rows are summed in blocks of one size, an even number: of at most 256 terms, which are two rows each in bfloat16.
+  // Rows are summed in blocks of one size, an even number. A term is one row, in bfloat16 two.
+  static constexpr int64_t kBlockTerms = 256;  // at most
   int64_t blocks() const;
   int64_t block_rows() const;
 

@@ -7,6 +7,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/pack.h"
 #include "cpu/pairs.h"
 #include "cpu/workspace.h"
 
@@ -19,7 +20,8 @@ constexpr int kTileVectors = 2;
 constexpr int kTileRows = kBlockRows[kTileVectors];
 constexpr int kTileColumns = kTileVectors * kLanes<float>;
 
-constexpr int kBlockTerms = 256;  // of a block, as the problem has it: a group takes a third of the first-level cache
+// A group of a block takes a third of the first-level cache.
+constexpr int kBlockTerms = static_cast<int>(WeightGradient::kBlockTerms);
 constexpr int kBlockColumns = 512;
 constexpr int kGroupsAtOnce = 8;  // copied: whole lines of memory are read
 
@@ -39,13 +41,8 @@ struct Range {
 // to[term][0..kWidth) = `width` columns of `rows` rows, zero beyond them.
 template <int kWidth>
 inline void copy_terms(const float* from, ptrdiff_t stride, int rows, int64_t width, float* to) {
-  if (width >= kWidth) {
-    for (int row = 0; row < rows; ++row, from += stride, to += kWidth) std::memcpy(to, from, kWidth * sizeof(float));
-    return;
-  }
-  for (int row = 0; row < rows; ++row, from += stride, to += kWidth) {
-    for (int column = 0; column < kWidth; ++column) to[column] = column < width ? from[column] : 0.0f;
-  }
+  if (width < kWidth) return pack_rows<float>(from, stride, rows, static_cast<int>(width), to, kWidth);
+  for (int row = 0; row < rows; ++row, from += stride, to += kWidth) std::memcpy(to, from, kWidth * sizeof(float));
 }
 
 #if defined(__AVX512BF16__)
