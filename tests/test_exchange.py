@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from instruction_sets import running
 from interpreted import run_by_interpreter
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,12 +37,8 @@ backward_op = torch.ops.mae_dfer_kernels.exchange_rows_backward.default
 @pytest.fixture(params=RUNNERS)
 def runner(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that computes in its own kernels, set to one instruction set."""
-    backend, _, instruction_set = request.param.partition("-")
-    before = native.chosen_instruction_set()
-    if instruction_set:
-        native.choose_instruction_set(instruction_set)
-    yield backend
-    native.choose_instruction_set(before)
+    with running(request.param) as backend:
+        yield backend
 
 
 class Rows:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from instruction_sets import running
 from interpreted import run_by_interpreter
 from torch import Tensor
 
@@ -23,12 +24,8 @@ NAMES = ("grad x", "gelu x", "column sums")
 
 @pytest.fixture(params=RUNNERS)
 def runner(request: pytest.FixtureRequest) -> Iterator[str]:
-    backend, _, instruction_set = request.param.partition("-")
-    before = native.chosen_instruction_set()
-    if instruction_set:
-        native.choose_instruction_set(instruction_set)
-    yield backend  # on a GPU: Triton's tensors are moved there
-    native.choose_instruction_set(before)
+    with running(request.param) as backend:
+        yield backend  # on a GPU: Triton's tensors are moved there
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

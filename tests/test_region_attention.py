@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import running
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,12 +38,8 @@ backward_op = torch.ops.mae_dfer_kernels.region_attention_backward.default
 @pytest.fixture(params=RUNNERS)
 def runner(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a backend that computes in its own kernels, set to one instruction set."""
-    backend, _, instruction_set = request.param.partition("-")
-    before = native.chosen_instruction_set()
-    if instruction_set:
-        native.choose_instruction_set(instruction_set)
-    yield backend
-    native.choose_instruction_set(before)
+    with running(request.param) as backend:
+        yield backend
 
 
 def make_inputs(regions: int, tokens: int, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from instruction_sets import running
 from torch import Tensor
 
 from mae_dfer_kernels import native, weight_gradient
@@ -16,19 +17,20 @@ from mae_dfer_kernels.reference import weight_gradient as reference
 SHAPES = [(2, 1, 1), (64, 48, 64), (46, 37, 55), (1101, 13, 33), (40, 1600, 70), (515, 20, 1030)]
 
 
-@pytest.fixture(params=native.instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = native.chosen_instruction_set()
-    native.choose_instruction_set(request.param)
-    yield request.param
-    native.choose_instruction_set(before)
+# Only one instruction set multiplies bfloat16.
+RUNS = [
+    (name, dtype)
+    for name in native.instruction_sets()
+    for dtype in (torch.float32, torch.bfloat16)
+    if dtype == torch.float32 or name == "avx512_bf16"
+]
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
-def dtype(request: pytest.FixtureRequest, instruction_set: str) -> torch.dtype:
-    if request.param == torch.bfloat16 and instruction_set != "avx512_bf16":
-        pytest.skip("only avx512_bf16 multiplies bfloat16")
-    return request.param
+@pytest.fixture(params=RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    instruction_set, dtype = request.param
+    with running(f"cpu-{instruction_set}"):
+        yield dtype
 
 
 def draw(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
