@@ -13,25 +13,30 @@ def rng(seed=0):
 
 
 def test_pretraining_takes_frames_at_the_stride_from_every_possible_start():
-    # 4 frames at stride 3 span 10 frames: a video of 12 has starts 0, 1, 2.
-    clips = {tuple(pretrain_indices(12, 4, 3, rng(seed))) for seed in range(60)}
+    # 4 frames at stride 3 take a window of 12: a video of 14 has starts 0, 1, 2.
+    clips = {tuple(pretrain_indices(14, 4, 3, rng(seed))) for seed in range(60)}
     assert clips == {(0, 3, 6, 9), (1, 4, 7, 10), (2, 5, 8, 11)}
 
 
-def test_pretraining_repeats_the_last_frame_of_a_short_video():
-    assert pretrain_indices(9, 5, 3, rng()).tolist() == [0, 3, 6, 8, 8]
+def test_pretraining_repeats_the_last_frame_reached_in_a_short_video():
+    assert pretrain_indices(9, 5, 3, rng()).tolist() == [0, 3, 6, 6, 6]
+    assert pretrain_indices(7, 4, 3, rng()).tolist() == [0, 3, 3, 3]  # 6 is the last frame, which is not stepped on
 
 
 def test_finetuning_spaces_indices_evenly_over_the_window():
     # The window of 16 · 4 = 64 frames: linspace(0, 64, 16) steps by 4.2667, truncated, the end kept inside.
     expected = [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
     assert finetune_indices(64, 16, 4, rng()).tolist() == expected
+    # The window that ends with the video, a = 2 here, is never drawn.
     starts = {tuple(finetune_indices(66, 16, 4, rng(seed))) for seed in range(60)}
-    assert starts == {tuple(i + a for i in expected) for a in range(3)}
+    assert starts == {tuple(i + a for i in expected) for a in range(2)}
 
 
-def test_finetuning_on_a_short_video_takes_the_stride_then_the_last_frame():
-    assert finetune_indices(10, 6, 4, rng()).tolist() == [0, 4, 8, 9, 9, 9]
+def test_finetuning_spreads_a_short_video_then_repeats_its_last_frame():
+    # 10 // 4 = 2 indices: linspace(0, 10, 2), the end kept inside.
+    assert finetune_indices(10, 6, 4, rng()).tolist() == [0, 9, 9, 9, 9, 9]
+    assert finetune_indices(14, 6, 4, rng()).tolist() == [0, 7, 13, 13, 13, 13]
+    assert finetune_indices(3, 6, 4, rng()).tolist() == [2] * 6
 
 
 def test_finetuning_at_stride_one():

@@ -3,7 +3,8 @@
 Letters: n frames in the video, T frames in a clip (``clip_len``), s frames between two clip frames
 (``stride``). All functions return int64 arrays of indices in [0, n), never decreasing.
 
-The rules are those of MAE-DFER (arXiv 2307.02227), which takes them from VideoMAE (arXiv 2203.12602).
+The rules are those of MAE-DFER (arXiv 2307.02227), which takes them from VideoMAE (arXiv 2203.12602), down to their
+last index: ``tests/test_protocol.py`` compares them with numbers of the published code.
 """
 
 from __future__ import annotations
@@ -29,35 +30,47 @@ def window_indices(num_frames: int, start: int, clip_len: int, stride: int) -> I
     return np.minimum(start + stride * np.arange(clip_len, dtype=np.int64), num_frames - 1)
 
 
-def _span(clip_len: int, stride: int) -> int:
-    return (clip_len - 1) * stride + 1
-
-
 def pretrain_indices(num_frames: int, clip_len: int, stride: int, rng: np.random.Generator) -> Indices:
-    """Pre-training: a uniformly random start, then T frames at the stride.
+    """Pre-training: a uniformly random start in 0 … n − T·s, then T frames at the stride.
 
-    The start is drawn among all those for which the whole clip lies inside the video; a video too short
-    for one starts at 0 and repeats its last frame.
+    A video of n < T·s frames starts at 0. Each step is taken only while it leads to a frame before the last one;
+    then the frame reached is repeated: for n = 40, T = 16, s = 4 the indices are 0, 4, …, 36, 36, 36, ….
+
+    Draws once, ``rng.integers(n − T·s + 1)``; nothing where the video is shorter than T·s.
     """
     _check(num_frames, clip_len, stride)
-    start = int(rng.integers(max(num_frames - _span(clip_len, stride), 0) + 1))
-    return window_indices(num_frames, start, clip_len, stride)
+    window = clip_len * stride
+    if num_frames >= window:
+        start = int(rng.integers(num_frames - window + 1))
+        return start + stride * np.arange(clip_len, dtype=np.int64)
+    steps = max(num_frames - 2, 0) // stride  # the largest k with k·s < n − 1
+    return stride * np.minimum(np.arange(clip_len, dtype=np.int64), steps)
 
 
 def finetune_indices(num_frames: int, clip_len: int, stride: int, rng: np.random.Generator) -> Indices:
     """Fine-tuning: T truncated, evenly spaced indices over a random window of T·s frames.
 
-    The spacing includes both ends of the window [a, a + T·s], and the end itself, which lies outside,
-    is brought back to its last frame: for T = 16, s = 4, a = 0 the indices are 0, 4, 8, 12, 17, …, 59, 63.
-    A video shorter than the window gives its frames at the stride, then its last frame repeated.
+    The spacing includes both ends of the window [a, a + T·s], and the end itself, which lies outside, becomes the
+    window's last frame: for T = 16, s = 4, a = 0 the indices are 0, 4, 8, 12, 17, …, 59, 63. The published code draws
+    the window's end from T·s … n − 1, so the last window that would fit is never drawn.
+
+    A video of n ≤ T·s frames is spread in the same way over n // s indices, and its last frame fills the rest: for
+    n = 40 the indices are 0, 4, 8, 13, 17, 22, 26, 31, 35, 39, 39, ….
+
+    Draws once, ``rng.integers(n − T·s)``; nothing where the video has at most T·s frames.
     """
     _check(num_frames, clip_len, stride)
     window = clip_len * stride
-    if num_frames < window:
-        return window_indices(num_frames, 0, clip_len, stride)
-    start = int(rng.integers(num_frames - window + 1))
-    spaced = np.linspace(start, start + window, num=clip_len)
-    return np.minimum(spaced.astype(np.int64), start + window - 1)
+    if num_frames > window:
+        start = int(rng.integers(num_frames - window))
+        return _spread(start, start + window, clip_len)
+    spread = _spread(0, num_frames, num_frames // stride)
+    return np.pad(spread, (0, clip_len - len(spread)), constant_values=num_frames - 1)
+
+
+def _spread(start: int, end: int, count: int) -> Indices:
+    """``count`` truncated, evenly spaced indices from ``start`` to ``end``, both included; ``end`` becomes end − 1."""
+    return np.linspace(start, end, num=count).clip(start, end - 1).astype(np.int64)
 
 
 def test_indices(num_frames: int, clip_len: int, stride: int, segments: int) -> list[Indices]:
@@ -93,5 +106,5 @@ def window_starts(num_frames: int, clip_len: int, stride: int, hop: int | None =
     hop = clip_len * stride if hop is None else hop
     if hop < 1:
         raise UserError(f"windows must move by 1 frame or more, got hop={hop}")
-    last = max(num_frames - _span(clip_len, stride), 0)
+    last = max(num_frames - (clip_len - 1) * stride - 1, 0)
     return [*range(0, last, hop), last]
