@@ -276,19 +276,24 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
 
 
 def init_finetuning(model: nn.Module) -> None:
-    """Linear layers (the patch embedding is one): truncated normal, 0.02; biases 0."""
+    """Linear layers: normal, 0.02; biases 0. The patch embedding keeps PyTorch's initial values, as published."""
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv3d)):
+        if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
+def init_token(token: Tensor, limit: float) -> None:
+    """A learnable token: normal, 0.02, drawn again beyond ± ``limit``."""
+    nn.init.trunc_normal_(token, std=0.02, a=-limit, b=limit)
+
+
 def init_pretraining(model: nn.Module) -> None:
-    """Linear layers (the patch embedding is one): Xavier uniform; biases 0."""
+    """Linear layers: Xavier uniform; biases 0. The patch embedding keeps PyTorch's initial values, as published."""
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv3d)):
-            nn.init.xavier_uniform_(module.weight.data.flatten(1))
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in model.modules():

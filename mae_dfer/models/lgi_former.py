@@ -23,6 +23,7 @@ from .layers import (
     drop_path,
     drop_path_factors,
     drop_path_rates,
+    init_token,
     layer_norm,
     patchify,
     sincos_positions,
@@ -227,9 +228,9 @@ class LGIEncoder(nn.Module):
         self.register_buffer("position", position, persistent=False)
         self.register_buffer("order", region_order(config.grid_size, config.region_size), persistent=False)
 
-    def init_tokens(self) -> None:
-        """Representative tokens: truncated normal, 0.02."""
-        nn.init.trunc_normal_(self.representative_tokens, std=0.02)
+    def init_tokens(self, limit: float) -> None:
+        """Representative tokens, by :func:`init_token`."""
+        init_token(self.representative_tokens, limit)
 
     def visible_indices(self, mask: Tensor) -> Tensor:
         """(B, tokens) bool → (B, N·k) int64 raster indices of visible tokens, k of each region in turn."""

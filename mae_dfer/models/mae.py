@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .base import VideoModel, make_encoder
 from .config import ModelConfig
-from .layers import init_pretraining, layer_norm, linear_layer, sincos_positions
+from .layers import init_pretraining, init_token, layer_norm, linear_layer, sincos_positions
 from .regions import check_mask, token_indices
 from .residual import through_blocks
 from .vit import ViTBlock
@@ -52,9 +52,12 @@ class MaskedAutoencoder(VideoModel):
         )
         position = sincos_positions(config.num_tokens, config.decoder_embed_dim)
         self.register_buffer("decoder_position", position, persistent=False)
-        init_pretraining(self)
-        self.encoder.init_tokens()
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        # As published: the projection between them keeps PyTorch's initial values, and tokens are cut at one
+        # standard deviation.
+        init_pretraining(self.encoder)
+        init_pretraining(self.decoder)
+        self.encoder.init_tokens(limit=0.02)
+        init_token(self.mask_token, limit=0.02)
 
     def forward(self, clip: Tensor, mask: Tensor) -> Tensor:
         """Predicts the targets of :func:`mae_dfer.losses.reconstruction_targets`.

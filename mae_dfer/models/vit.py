@@ -101,7 +101,7 @@ class ViTEncoder(nn.Module):
         position = sincos_positions(config.num_tokens, config.embed_dim)
         self.register_buffer("position", position, persistent=False)
 
-    def init_tokens(self) -> None:
+    def init_tokens(self, limit: float) -> None:
         """A ViT that averages its tokens has no learnable token."""
 
     def visible_indices(self, mask: Tensor) -> Tensor:
