@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from timm.data import Mixup
 from torch.nn import functional as F
 
 from .. import create_model
@@ -16,6 +15,7 @@ from ..data import ClipDataset, DatasetFolder, Sample
 from ..models import VideoClassifier, VideoModel
 from .hardware import Hardware
 from .inputs import TrainingClips, clip_config, steps_per_epoch
+from .mixing import Mix
 
 
 class FinetuneTask:
@@ -54,9 +54,8 @@ class FinetuneTask:
         if self.settings.still_mix:
             clip = blend_still(clip, self.settings.still_mix)
         if self._mixup is not None and len(clip) % 2 == 0:
-            # timm's cutmix cuts dims 2 and 3, which must be height and width: (B, 3, T, H, W) → (B, 3·T, H, W).
-            mixed, target = self._mixup(clip.flatten(1, 2), label)
-            return {"loss": F.cross_entropy(model(mixed.view_as(clip)).float(), target)}
+            mixed, target = self._mixup(clip, label)
+            return {"loss": F.cross_entropy(model(mixed).float(), target)}
         # Mixup pairs clips; a batch that an unreadable video left odd goes without.
         logits = model(clip)
         loss = F.cross_entropy(logits.float(), label, label_smoothing=self.settings.label_smoothing)
@@ -94,16 +93,8 @@ def blend_still(clip: torch.Tensor, strongest: float) -> torch.Tensor:
     return torch.lerp(clip, clip[other, :, frame].unsqueeze(2), share)
 
 
-def _make_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
+def _make_mixup(config: TrainConfig, num_classes: int) -> Mix | None:
     settings = config.finetune
     if not settings.mixup and not settings.cutmix:
         return None
-    return Mixup(
-        mixup_alpha=settings.mixup,
-        cutmix_alpha=settings.cutmix,
-        prob=1.0,
-        switch_prob=0.5,
-        mode="batch",
-        label_smoothing=settings.label_smoothing,
-        num_classes=num_classes,
-    )
+    return Mix(num_classes, settings.mixup, settings.cutmix, settings.label_smoothing)
