@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -60,13 +62,22 @@ def predict_samples(
             found.append((batch["index"].numpy(), logits.float().softmax(-1).cpu().numpy()))
             done += len(logits)
             bar.update(done, "")
-    total = np.zeros((len(samples), model.config.num_classes))
-    views = np.zeros((len(samples), 1))
-    for part in hardware.gather(found):
-        for indices, probabilities in part:
-            np.add.at(total, indices, probabilities)
-            np.add.at(views, indices, 1)
-    return total / views
+    return mean_over_views(itertools.chain.from_iterable(hardware.gather(found)), len(samples))
+
+
+def mean_over_views(parts: Iterable[tuple[np.ndarray, np.ndarray]], clips: int) -> np.ndarray:
+    """Each clip's mean over its views.
+
+    Args:
+        parts: pairs of the clips' indices, (n,), and a row for each, (n, classes). Each view comes once.
+
+    Returns:
+        (clips, classes).
+    """
+    indices, rows = (np.concatenate(values) for values in zip(*parts, strict=True))
+    total = np.zeros((clips, rows.shape[1]))
+    np.add.at(total, indices, rows)
+    return total / np.bincount(indices, minlength=clips)[:, None]
 
 
 def evaluate(
@@ -81,7 +92,9 @@ def evaluate(
     started = time.monotonic()
     probabilities = predict_samples(model, samples, config, hardware)
     labels = np.array([sample.label for sample in samples])
-    report = classification_report(labels, probabilities.argmax(1), classes)
+    report = classification_report(
+        labels, probabilities.argmax(1), classes, probabilities, protocol=config.protocol
+    )
     report["evaluate_clips_per_second"] = len(samples) / (time.monotonic() - started)
     if hardware.is_main:
         _write_predictions(samples, probabilities, classes, run)

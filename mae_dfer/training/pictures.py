@@ -44,7 +44,7 @@ def draw_reconstruction(
 
 
 def draw_confusion_matrix(
-    confusion: np.ndarray, classes: list[str], uar: float, war: float, path: Path
+    confusion: np.ndarray, classes: list[str], uar: float | None, war: float, path: Path
 ) -> None:
     """Rows are true classes, columns predictions; shaded by recall, annotated with recall and count."""
     size = 1.6 + 0.75 * len(classes)
@@ -68,7 +68,8 @@ def draw_confusion_matrix(
     axis.set_yticks(range(len(classes)), classes)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_title(f"UAR {uar:.3f} · WAR {war:.3f} · {int(confusion.sum())} clips")
+    shown = "undefined" if uar is None else f"{uar:.3f}"
+    axis.set_title(f"UAR {shown} · WAR {war:.3f} · {int(confusion.sum())} clips")
     _save(figure, path)
 
 
