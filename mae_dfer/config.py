@@ -19,6 +19,7 @@ from .files import write_atomically
 
 STAGES = ("pretrain", "finetune", "evaluate", "all")
 PRESETS = ("tiny", "small", "base")
+PROTOCOLS = ("corrected", "published")
 
 
 @dataclass
@@ -35,6 +36,9 @@ class StageConfig:
     )
     patch_embed_lr_scale: float = option(1.0, "factor on the patch embedding's learning rate")
     weight_decay: float = option(0.05, "weight decay (never on biases, norms and tokens)")
+    weight_decay_end: float | None = option(
+        None, "weight decay at the last step, reached along a cosine (default: it does not change)", metavar="X"
+    )
     beta2: float = option(0.95, "AdamW's second beta")
     clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
     layer_decay: float = 1.0  # an option of fine-tuning alone
@@ -56,6 +60,11 @@ class PretrainConfig(StageConfig):
     )
     mask_ratio: float = option(0.9, "share of the tokens that is hidden")
     crop_scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side")
+    face_box: tuple[int, int, int, int] | None = option(
+        None,
+        "cut this out of every frame first; the 224-pixel frames of VoxCeleb2 want 0,32,160,160",
+        metavar="TOP,LEFT,HEIGHT,WIDTH",
+    )
     appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
 
 
@@ -113,6 +122,11 @@ class TrainConfig:
     )
     cuda_graph: bool = option(
         False, "training steps as CUDA graphs, for a GPU that waits for Python (their memory stays taken)"
+    )
+    protocol: str = option(
+        "corrected",
+        "published: what the authors' code does, to the last number; corrected: without its defects (docs/protocol.md)",
+        choices=PROTOCOLS,
     )
     seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
     workers: int | None = option(
@@ -175,6 +189,8 @@ class TrainConfig:
         ]
         names += ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"] if pretraining else ["pool"]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if pretraining and self.protocol == "published":
+            chosen["decoder_positions"] = "published"
         return chosen | {"fused_attn": self.fused_attn}
 
     def to_dict(self) -> dict[str, Any]:

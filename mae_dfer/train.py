@@ -43,6 +43,7 @@ RUN_OPTIONS = (
     "device",
     "amp",
     "cuda_graph",
+    "protocol",
     "seed",
     "workers",
     "cache_gb",
@@ -130,6 +131,8 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
             raise UserError(f"--{stage}-beta2 must lie in [0, 1)")
         for name in ("min_lr", "warmup_epochs", "patch_embed_lr_scale", "weight_decay", "clip_grad"):
             _require_not_negative(f"{stage}-{name}", getattr(settings, name))
+        if settings.weight_decay_end is not None:
+            _require_not_negative(f"{stage}-weight-decay-end", settings.weight_decay_end)
     for name in ("mixup", "cutmix", "layer_decay"):
         _require_not_negative(f"finetune-{name}", getattr(config.finetune, name))
     for name in ("label_smoothing", "still_mix"):
@@ -235,7 +238,8 @@ def run_stages(
         results["attention_backend"] = encoder_backend(model.config, config.fused_attn, hardware)
     if config.stage != "pretrain":
         results |= evaluate(model, data.test, data.classes, config, run, hardware)
-        say(f"test UAR {results['uar']:.4f} · WAR {results['war']:.4f} on {results['clips']} clips", style="bold")
+        uar = "undefined" if results["uar"] is None else f"{results['uar']:.4f}"
+        say(f"test UAR {uar} · WAR {results['war']:.4f} on {results['clips']} clips", style="bold")
     results["seconds"] = round(time.monotonic() - started, 1)
     if hardware.is_main:
         run.write_json("metrics.json", results)

@@ -83,40 +83,63 @@ def crop(frames: torch.Tensor, box: Box) -> torch.Tensor:
     return frames[..., top : top + height, left : left + width]
 
 
-def resize(frames: torch.Tensor, size: Size) -> torch.Tensor:
-    """Antialiased bilinear resize of uint8 (T, 3, H, W) to size, whatever the aspect ratio."""
+def resize(frames: torch.Tensor, size: Size, *, exact: bool = False) -> torch.Tensor:
+    """Antialiased bilinear resize of uint8 (T, 3, H, W) to size, whatever the aspect ratio.
+
+    ``exact``: by Pillow, as the published code does. Torch's own kernel rounds its weights to 16 bits: a pixel in 25
+    differs by one or two levels, in a fifth of the time.
+    """
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
-    return F.resize(frames, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    if not exact:
+        return F.resize(frames, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    images = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).contiguous().numpy()]
+    small = [image.resize(size[::-1], Image.Resampling.BILINEAR) for image in images]
+    return to_channels_first(np.stack([np.asarray(image) for image in small]))
 
 
 class PretrainTransform:
     """Pre-training: an optional fixed face box, a multi-scale crop, resize. No flip.
 
-    Multi-scale crop (TSN, arXiv 1608.00859): height and width are each a scale times the short side, at most
-    one step of the list apart; the crop lies at one of 13 anchors, the points of a 5 × 5 grid over the free
-    room whose row and column are both even or both odd.
+    Multi-scale crop (TSN, arXiv 1608.00859): height and width are each a scale times the short side, at most one step
+    of the list apart. A side within 2 pixels of the output's becomes the output's, so that it is not resampled. The
+    crop lies at one of 13 anchors, k · (room // 4) pixels from the top and left, with both k even or both odd.
 
-    VoxCeleb2's 224 × 224 frames want ``face_box=(0, 32, 160, 160)``.
+    VoxCeleb2's 224 × 224 frames want ``face_box=(0, 32, 160, 160)``. ``exact`` resizes as the published code does: see
+    :func:`resize`.
     """
 
-    def __init__(self, size: Size, scales: tuple[float, ...], face_box: Box | None = None) -> None:
+    def __init__(
+        self, size: Size, scales: tuple[float, ...], face_box: Box | None = None, *, exact: bool = False
+    ) -> None:
         if not scales or not all(0 < s <= 1 for s in scales):
             raise UserError(f"crop scales must lie in (0, 1], got {scales}")
-        self.size, self.face_box = size, face_box
-        self._pairs = [(a, b) for i, a in enumerate(scales) for j, b in enumerate(scales) if abs(i - j) <= 1]
-        self._anchors = [(i, j) for i in range(5) for j in range(5) if i % 2 == j % 2]
+        self.size, self.scales, self.face_box, self._exact = size, scales, face_box, exact
 
     def __call__(self, frames: torch.Tensor, seed: int) -> torch.Tensor:
         if self.face_box is not None:
             frames = crop(frames, self.face_box)
         with seeded(seed):
-            pair = self._pairs[int(torch.randint(len(self._pairs), ()))]
-            anchor = self._anchors[int(torch.randint(len(self._anchors), ()))]
-        height, width = frames.shape[-2:]
-        h, w = (max(int(min(height, width) * scale), 1) for scale in pair)
-        box = ((height - h) * anchor[0] // 4, (width - w) * anchor[1] // 4, h, w)
-        return normalize(resize(crop(frames, box), self.size))
+            box = self.draw_box(*frames.shape[-2:])
+        return normalize(resize(crop(frames, box), self.size, exact=self._exact))
+
+    def draw_box(self, height: int, width: int) -> Box:
+        """A crop of frames of this size. Draws twice from Python's ``random``, in the published order."""
+        sides = [max(int(min(height, width) * scale), 1) for scale in self.scales]
+        heights, widths = _snap(sides, self.size[0], height), _snap(sides, self.size[1], width)
+        h, w = random.choice(
+            [(h, w) for i, h in enumerate(heights) for j, w in enumerate(widths) if abs(i - j) <= 1]
+        )
+        row, column = random.choice(_ANCHORS)
+        return row * ((height - h) // 4), column * ((width - w) // 4), h, w
+
+
+# (row, column) on a grid of 5 × 5 points: those whose coordinates are both even or both odd.
+_ANCHORS = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3)]
+
+
+def _snap(sides: list[int], to: int, limit: int) -> list[int]:
+    return [to if abs(side - to) <= 2 and to <= limit else side for side in sides]
 
 
 class FinetuneTransform:
@@ -124,7 +147,8 @@ class FinetuneTransform:
 
     The crop is drawn on frames as if they were resized to the output size first (as they are for test), so
     non-square videos are squeezed in the same way in both. With RandAugment they are resized first, which
-    bounds its cost; without it the crop is cut from the source pixels.
+    bounds its cost; without it the crop is cut from the source pixels, but with ``exact`` frames are resized first,
+    and by :func:`resize` as the published code does.
 
     ``rand_augment`` is timm's string ("" for none); all its draws are shared by the frames of a clip.
     Erasing fills one box per clip with noise drawn for each pixel and frame.
@@ -139,6 +163,7 @@ class FinetuneTransform:
         crop_aspect: tuple[float, float],
         flip_prob: float,
         erase_prob: float,
+        exact: bool = False,
     ) -> None:
         for name, prob in (("flip_prob", flip_prob), ("erase_prob", erase_prob)):
             if not 0 <= prob <= 1:
@@ -147,7 +172,7 @@ class FinetuneTransform:
             raise UserError(f"crop_area must be two ascending fractions in (0, 1], got {crop_area}")
         if not 0 < crop_aspect[0] <= crop_aspect[1]:
             raise UserError(f"crop_aspect must be two ascending positive ratios, got {crop_aspect}")
-        self.size, self.flip_prob = size, flip_prob
+        self.size, self.flip_prob, self._exact = size, flip_prob, exact
         self._rand_augment = _rand_augment(rand_augment, size)
         self._crop = v2.RandomResizedCrop(size, scale=crop_area, ratio=crop_aspect)
         self._canvas = torch.empty((3, *size), device="meta")
@@ -155,9 +180,11 @@ class FinetuneTransform:
 
     def __call__(self, frames: torch.Tensor, seed: int) -> torch.Tensor:
         with seeded(seed):
+            if self._rand_augment is not None or self._exact:
+                frames = resize(frames, self.size, exact=self._exact)
             if self._rand_augment is not None:
-                frames = self._augment(resize(frames, self.size))
-            frames = resize(crop(frames, self._draw_box(frames)), self.size)
+                frames = self.augment(frames)
+            frames = resize(crop(frames, self._draw_box(frames)), self.size, exact=self._exact)
             if torch.rand(()) < self.flip_prob:
                 frames = frames.flip(-1)
             clip = normalize(frames)
@@ -174,8 +201,11 @@ class FinetuneTransform:
         width = min(max(round(drawn["width"] * x), 1), frames.shape[-1] - left)
         return top, left, height, width
 
-    def _augment(self, frames: torch.Tensor) -> torch.Tensor:
-        """RandAugment; the generators are rewound before each frame, so that all frames share their draws."""
+    def augment(self, frames: torch.Tensor) -> torch.Tensor:
+        """RandAugment of uint8 (T, 3, h, w), drawn from the global generators of ``random`` and NumPy.
+
+        The generators are rewound before each frame, so that all frames share their draws.
+        """
         assert self._rand_augment is not None
         start = random.getstate(), np.random.get_state()
         out = []
@@ -194,17 +224,16 @@ def _rand_augment(text: str, size: Size) -> RandAugment | None:
             f"rand_augment {text!r} is not understood; write for example 'rand-m7-n4-mstd0.5-inc1', "
             "or '' for none"
         )
-    grey = tuple(round(255 * m) for m in IMAGENET_DEFAULT_MEAN)
     hparams = {
         "translate_const": int(min(size) * 0.45),
-        "img_mean": grey,
+        "img_mean": (128, 128, 128),  # fills what a shift or a rotation uncovers
         "interpolation": Image.Resampling.BICUBIC,
     }
     return rand_augment_transform(text, hparams)
 
 
 class TestTransform:
-    """Test: the whole frame resized to the output size. The seed is not used."""
+    """Test: the whole frame resized to the output size, as the published code does it. The seed is not used."""
 
     __test__ = False  # pytest would take the name for a test
 
@@ -212,4 +241,4 @@ class TestTransform:
         self.size = size
 
     def __call__(self, frames: torch.Tensor, seed: int = 0) -> torch.Tensor:
-        return normalize(resize(frames, self.size))
+        return normalize(resize(frames, self.size, exact=True))

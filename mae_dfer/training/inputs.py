@@ -45,6 +45,7 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         mask_window=model.region_size[1:],
         mask_symmetry=pretrain.mask_symmetry,
         crop_scales=pretrain.crop_scales,
+        face_box=pretrain.face_box,
         rand_augment=finetune.rand_augment,
         crop_area=finetune.crop_area,
         crop_aspect=finetune.crop_aspect,
@@ -52,6 +53,7 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         erase_prob=finetune.erase_prob,
         num_segments=config.num_segments,
         cache_gb=config.cache_gb,
+        protocol=config.protocol,
     )
 
 

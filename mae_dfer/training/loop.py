@@ -22,7 +22,7 @@ from ..files import write_atomically
 from ..models import VideoModel
 from .graphs import GraphedModel
 from .hardware import Hardware, has_fast_bf16
-from .optim import Optimizers, learning_rate
+from .optim import Optimizers, schedule
 from .progress import console, stage_bar
 from .run import RunFolder
 
@@ -72,7 +72,12 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
     total = settings.epochs * steps_per_epoch
     model = hardware.wrap(_graphed(task, hardware) if config.cuda_graph else task.model)
     muon_dtype = torch.bfloat16 if has_fast_bf16(hardware.device) else torch.float32
-    optimizers = Optimizers(task.model, settings, muon_dtype)
+    optimizers = Optimizers(
+        task.model,
+        settings,
+        muon_dtype,
+        decay_representatives=config.protocol == "published" and task.name == "pretrain",
+    )
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
     position = _resume(task, run, hardware, optimizers, scaler)
     if position.epoch or position.step:
@@ -89,8 +94,8 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
                     everywhere = itertools.chain.from_iterable(hardware.gather(batch["failures"]))
                     _note_failures(position, everywhere, config, run)
                 done = position.epoch * steps_per_epoch + position.step
-                rate = _scheduled(settings, done, total, steps_per_epoch)
-                optimizers.set_learning_rate(rate)
+                rate, weight_decay = schedule(settings, done, steps_per_epoch)
+                optimizers.set_rates(rate, weight_decay)
                 _seed_step(config.seed, task.name, position)
                 # All processes take a step or none: the gradients of one are awaited by the others.
                 if alive == hardware.world_size:
@@ -198,14 +203,6 @@ def _end_epoch(
         )
     position.last_record = record
     position.sums, position.steps_summed, position.seconds, position.clips = {}, 0, 0.0, 0
-
-
-def _scheduled(
-    settings: StageConfig, step: int, total: int, steps_per_epoch: int
-) -> float:
-    scale = settings.batch_size / 256
-    warmup = int(settings.warmup_epochs * steps_per_epoch)
-    return learning_rate(step, total, warmup, settings.lr * scale, settings.min_lr * scale)
 
 
 def _seed_step(seed: int, stage: str, position: Position) -> None:

@@ -16,16 +16,23 @@ MUON_LR_SCALE = 4.0
 
 
 def parameter_groups(
-    model: VideoModel, weight_decay: float, layer_decay: float = 1.0, patch_embed_lr_scale: float = 1.0
+    model: VideoModel,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    patch_embed_lr_scale: float = 1.0,
+    *,
+    decay_representatives: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups by (decayed or not, factor on the learning rate).
 
     Not decayed: biases, other 1-D parameters and what ``model.no_weight_decay()`` names (tokens). The published
-    pre-training decays the representative tokens, by a naming slip; this does not. ``lr_scale`` of layer i is
-    ``layer_decay ** (last - i)`` with the patch embedding as layer 0 and the head in the last; the patch
-    embedding's is multiplied by ``patch_embed_lr_scale``.
+    pre-training decays the representative tokens, by a naming slip: ``decay_representatives`` does. ``lr_scale``
+    of layer i is ``layer_decay ** (last - i)`` with the patch embedding as layer 0 and the head in the last; the
+    patch embedding's is multiplied by ``patch_embed_lr_scale``.
     """
     exempt = model.no_weight_decay()
+    if decay_representatives:
+        exempt.discard("encoder.representative_tokens")
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         decayed = parameter.ndim > 1 and name not in exempt
@@ -47,9 +54,20 @@ class Optimizers:
     its step is scaled to AdamW's size, times ``MUON_LR_SCALE``.
     """
 
-    def __init__(self, model: VideoModel, settings: StageConfig, muon_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: VideoModel,
+        settings: StageConfig,
+        muon_dtype: torch.dtype = torch.float32,
+        *,
+        decay_representatives: bool = False,
+    ) -> None:
         groups = parameter_groups(
-            model, settings.weight_decay, settings.layer_decay, settings.patch_embed_lr_scale
+            model,
+            settings.weight_decay,
+            settings.layer_decay,
+            settings.patch_embed_lr_scale,
+            decay_representatives=decay_representatives,
         )
         matrices: set[int] = set()
         if settings.optimizer == "muon":
@@ -64,10 +82,13 @@ class Optimizers:
             chosen = [group | {"lr_scale": group["lr_scale"] * MUON_LR_SCALE} for group in chosen]
             self.all.append(Muon(chosen, muon_dtype, lr=0.0))
 
-    def set_learning_rate(self, value: float) -> None:
+    def set_rates(self, learning_rate: float, weight_decay: float) -> None:
+        """Of the next step. Weight decay is set where a group has one."""
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = value * group["lr_scale"]
+                group["lr"] = learning_rate * group["lr_scale"]
+                if group["weight_decay"]:
+                    group["weight_decay"] = weight_decay
 
     def step(self, scaler: torch.amp.GradScaler, parameters: Iterable[torch.nn.Parameter], clip_grad: float) -> None:
         """Clips the gradient norm (0: does not) and steps; the gradients are spent."""
@@ -93,6 +114,16 @@ class Optimizers:
 def _keep(groups: list[dict[str, Any]], wanted: Callable[[torch.nn.Parameter], bool]) -> list[dict[str, Any]]:
     kept = [group | {"params": [p for p in group["params"] if wanted(p)]} for group in groups]
     return [group for group in kept if group["params"]]
+
+
+def schedule(settings: StageConfig, step: int, steps_per_epoch: int) -> tuple[float, float]:
+    """Learning rate (before the factor of a group) and weight decay of one step of a stage, counted from 0."""
+    total, scale = settings.epochs * steps_per_epoch, settings.batch_size / 256
+    warmup = int(settings.warmup_epochs * steps_per_epoch)
+    rate = learning_rate(step, total, warmup, settings.lr * scale, settings.min_lr * scale)
+    if settings.weight_decay_end is None:
+        return rate, settings.weight_decay
+    return rate, learning_rate(step, total, 0, settings.weight_decay, settings.weight_decay_end)
 
 
 def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, floor: float) -> float:
