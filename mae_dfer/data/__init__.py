@@ -5,7 +5,7 @@ from mae_dfer.data.lists import DatasetFolder, Sample, open_dataset, read_list
 from mae_dfer.data.loader import EpochSampler, make_loader
 from mae_dfer.data.masks import random_mask, region_window_tube_mask, tube_mask
 from mae_dfer.data.probe import check_files
-from mae_dfer.data.video import Video, VideoError, open_video
+from mae_dfer.data.video import Video, VideoError, VideoWarning, open_video
 
 __all__ = [
     "ClipConfig",
@@ -16,6 +16,7 @@ __all__ = [
     "Sample",
     "Video",
     "VideoError",
+    "VideoWarning",
     "check_files",
     "collate",
     "make_loader",

@@ -1,0 +1,353 @@
+"""Video files, decoded with PyAV (FFmpeg) in one thread; frames are those that FFmpeg's own tool decodes.
+
+`benchmarks/decode_bench.py` compares decoders. PyAV is as fast as any, and the only one that can be told to be right
+on every kind of file: others count frames that an edit list hides, return other frames than were asked for where
+timestamps are unsound (AVI, MPEG-4 part 2, open GOPs of HEVC), or refuse small frames.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import functools
+import itertools
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import av
+import av.filter
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from mae_dfer.data.containers import announced_size
+from mae_dfer.data.video import Frames, Video, VideoError, VideoWarning
+from mae_dfer.errors import UserError
+from mae_dfer.files import describe_impostor
+
+# Containers whose packets carry sound timestamps, by FFmpeg's names; and codecs of which each packet gives a frame.
+# Of others, only decoding tells which frames there are.
+_TIMED = {"mp4", "matroska", "flv"}
+_FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "mjpeg"}
+_PROGRESSIVE = (0, 1)  # field orders; 0 is unknown. The two fields of a frame may be two packets.
+_TEXT = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws text files, as terminals do
+# Frames of other files stay in memory up to this size; longer videos are decoded again.
+_KEEP_BYTES = 128 * 2**20
+# Pixels this many times as wide as high, or as high as wide, are damage.
+_WIDEST_PIXEL = 10.0
+
+
+class VideoFile(Video):
+    """A video file; frames are counted in the order they are shown."""
+
+    def __init__(self, path: str, square_pixels: bool = False) -> None:
+        self.path = path
+        self._square_pixels = square_pixels
+        self._graphs: dict[tuple[object, ...], av.filter.Graph] = {}
+        try:
+            self._open()
+            if (truncation := self._truncation()) is not None:
+                raise VideoError(path, truncation)
+            # Now: while it decodes, the stream's size follows that of its frames.
+            self._declared_size = self._stream.codec_context.width, self._stream.codec_context.height
+            self._index()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self.close()
+        try:
+            # Without the prefix FFmpeg takes what precedes a colon in a name for a protocol.
+            self._container = av.open(f"file:{self.path}")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            reason = self._known_fault() or _reason(error)
+            raise VideoError(self.path, f"not a readable video file: {reason}") from None
+        self._stream = self._choose_stream()
+        self._stream.codec_context.thread_count = 1
+
+    def _choose_stream(self) -> VideoStream:
+        """The stream that FFmpeg's tool would take: the default one, then the largest; never a cover picture."""
+        reason = "the file holds no video stream"
+        moving = []
+        for stream in self._container.streams.video:
+            if stream.disposition & Disposition.attached_pic:
+                reason = "the file holds no video, only a cover picture"
+            elif stream.codec_context is None:
+                reason = "its video is of a kind that FFmpeg does not know"
+            elif stream.codec_context.name not in _TEXT:
+                moving.append(stream)
+        if not moving:
+            raise VideoError(self.path, self._known_fault() or reason)
+        return max(moving, key=lambda stream: (bool(stream.disposition & Disposition.default), _area(stream)))
+
+    def close(self) -> None:
+        self._graphs.clear()
+        container = self.__dict__.pop("_container", None)
+        if container is not None:
+            container.close()
+
+    def _truncation(self) -> str | None:
+        announced, found = announced_size(self.path), os.path.getsize(self.path)
+        if announced is None or announced <= found:
+            return None
+        return (
+            f"the file is truncated: it holds {found:,} of the {announced:,} bytes that its header announces; "
+            "copy or download it again"
+        )
+
+    def _known_fault(self) -> str | None:
+        """What is wrong with a file that cannot be read, where its bytes tell."""
+        what = describe_impostor(self.path)
+        return self._truncation() or (f"it is {what}" if what else None)
+
+    # Which frames there are.
+
+    def _index(self) -> None:
+        """Learn the number of frames, their times, and where seeks may land.
+
+        Where packets tell, they are read once, which decodes nothing. Other files are decoded whole, and frames kept
+        as far as memory allows.
+        """
+        context = self._stream.codec_context
+        self._stamps: list[int | None] = []
+        self._keys: list[tuple[int, int]] = []
+        self._kept: list[VideoFrame] = []
+        self._last_duration = 0
+        self._has_open_gops = False
+        self._timed = (
+            bool(_TIMED & set(self._container.format.name.split(",")))
+            and context.name in _FRAME_A_PACKET
+            and context.field_order in _PROGRESSIVE
+            and self._index_packets()
+        )
+        if not self._timed:
+            self._index_frames()
+        self.num_frames = len(self._stamps)
+        if self.num_frames == 0:
+            raise VideoError(self.path, self._known_fault() or "the video has no frames")
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.fps = float(rate) if rate else None
+        self._set_times()
+
+    def _index_packets(self) -> bool:
+        """Fill timestamps and key frames; False where packets do not tell the frames.
+
+        Packets that an edit list hides are decoded for what follows, and not shown.
+        """
+        shown: list[tuple[int, int]] = []
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0:
+                    continue
+                if packet.is_corrupt:
+                    raise VideoError(self.path, "the file is truncated or damaged")
+                if packet.pts is None:
+                    return False
+                if packet.is_keyframe:
+                    self._keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+                elif not self._keys or packet.pts < self._keys[0][0]:
+                    return False  # decoders show no frame before the first key frame
+                else:
+                    # Shown before the key frame that it needs.
+                    self._has_open_gops |= packet.pts < self._keys[-1][0]
+                if not packet.is_discard:
+                    shown.append((packet.pts, packet.duration or 0))
+        except av.FFmpegError as error:
+            raise VideoError(self.path, f"the file is damaged ({_reason(error)})") from None
+        shown.sort()
+        self._stamps = [stamp for stamp, _ in shown]
+        self._last_duration = shown[-1][1] if shown else 0
+        self._keys.sort()
+        return len(set(self._stamps)) == len(shown)
+
+    def _index_frames(self) -> None:
+        size = 0
+        self._stamps = []
+        for frame in self._frames_from_start():
+            self._stamps.append(frame.pts)
+            size += frame.width * frame.height * 3
+            if size <= _KEEP_BYTES:
+                self._kept.append(frame)
+        if size > _KEEP_BYTES:
+            self._kept.clear()
+
+    def _set_times(self) -> None:
+        """From timestamps, or by the mean rate where they are missing or run backwards, as in AVI."""
+        step = 1 / self.fps if self.fps else None
+        stamps = [stamp for stamp in self._stamps if stamp is not None]
+        unit = self._stream.time_base
+        if len(stamps) == self.num_frames and unit and all(a < b for a, b in itertools.pairwise(stamps)):
+            start = self._container.start_time  # of the earliest stream, in microseconds
+            offset = stamps[0] * float(unit) if start is None else start / 1e6
+            self.times = np.array([stamp * float(unit) - offset for stamp in stamps])
+            step = self._last_duration * float(unit) or step
+        elif step is not None:
+            self.times = np.array([i * step for i in range(self.num_frames)])
+        if self.times is not None:
+            self.end = float(self.times[-1]) + (step or 0.0)
+
+    # Decoding.
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        try:
+            for frame in self._container.decode(self._stream):
+                if frame.is_corrupt:
+                    raise VideoError(self.path, "a frame is damaged")
+                yield frame
+        except av.FFmpegError as error:
+            raise VideoError(self.path, f"decoding failed: the file is damaged ({_reason(error)})") from None
+
+    def _frames_from_start(self) -> Iterator[VideoFrame]:
+        self._open()  # a seek to the start needs timestamps; a fresh container does not
+        return self._frames()
+
+    def _frames_from(self, stamp: int) -> Iterator[VideoFrame]:
+        """Frames from the last key frame at or before ``stamp``; from the start if the seek misses."""
+        at = bisect.bisect_right(self._keys, stamp, key=lambda key: key[0]) - 1
+        if at <= 0:
+            return self._frames_from_start()
+        self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
+        frames = self._frames()
+        first = next(frames, None)
+        if first is None or first.pts is None or first.pts > stamp:
+            return self._frames_from_start()
+        return itertools.chain([first], frames)
+
+    def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
+        keys: list[int | None]
+        numbered: Iterator[tuple[int | None, VideoFrame]]
+        if self._timed:
+            keys = [self._stamps[i] for i in indices]
+            assert keys[0] is not None
+            numbered = ((frame.pts, frame) for frame in self._frames_from(keys[0]))
+        else:
+            keys = list(indices)
+            numbered = iter(enumerate(self._kept or self._frames_from_start()))
+        wanted = set(keys)
+        found: dict[int | None, Frames] = {}
+        for key, frame in numbered:
+            if key in wanted:
+                found[key] = self._rgb(frame)
+                if len(found) == len(wanted):
+                    break
+        if len(found) < len(wanted):
+            lost = len(wanted) - len(found)
+            raise VideoError(self.path, f"{lost} of {len(wanted)} frames could not be decoded: the file is damaged")
+        return [found[key] for key in keys]
+
+    # Pixels.
+
+    def _rgb(self, frame: VideoFrame) -> Frames:
+        """The frame as it is shown: uint8 (H, W, 3), of the size of the video's first frame, upright."""
+        size = self._declared_size
+        if (frame.width, frame.height) != size and (frame.width, frame.height) != (size := self._first_size):
+            warnings.warn(
+                f"{self.path}: the size of the picture changes; all frames are resized to that of the first",
+                VideoWarning,
+                stacklevel=2,
+            )
+        converted = self._convert(frame, (max(round(size[0] * self._pixel_aspect), 1), size[1]))
+        plane = converted.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
+        return _upright(rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3), frame)
+
+    def _convert(self, frame: VideoFrame, size: tuple[int, int]) -> VideoFrame:
+        """To RGB and (width, height), by the filters that FFmpeg's tool would take."""
+        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if kind not in self._graphs:
+            graph = av.filter.Graph()
+            graph.threads = 1  # others would be missed, and waited for, by a process that is forked from this one
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format, time_base=self._stream.time_base
+            )
+            filters = [source, graph.add("format", "rgb24"), graph.add("buffersink")]
+            if (frame.width, frame.height) != size:
+                filters.insert(1, graph.add("scale", f"{size[0]}:{size[1]}:flags=bicubic"))
+            graph.link_nodes(*filters).configure()
+            self._graphs[kind] = graph
+        self._graphs[kind].push(frame)
+        return cast(VideoFrame, self._graphs[kind].pull())
+
+    @functools.cached_property
+    def _pixel_aspect(self) -> float:
+        """A pixel's width by its height."""
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        damaged = not 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL
+        return 1.0 if self._square_pixels or damaged else aspect
+
+    @functools.cached_property
+    def _first_size(self) -> tuple[int, int]:
+        """(width, height) of the first frame, which may be other than the header says."""
+        with contextlib.closing(VideoFile(self.path)) as other:
+            first = next(other._frames_from_start())
+            return first.width, first.height
+
+
+class DecordFile(VideoFile):
+    """A video file that decord decodes where it is right, which PyAV has to find out.
+
+    Right it is in H.264 in mp4, of 8 bits, with closed GOPs, upright, of square pixels, and with no frame hidden.
+    """
+
+    def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
+        if self.reader == "decord":
+            import decord
+
+            try:
+                return list(decord.VideoReader(self.path, num_threads=1).get_batch(indices).asnumpy())
+            except (decord.DECORDError, RuntimeError):
+                self.reader = "pyav"  # which says what is wrong with what it cannot decode either
+        return super()._decode(indices, size)
+
+    @functools.cached_property
+    def reader(self) -> str:
+        """``decord`` or ``pyav``: which library decodes this file."""
+        try:
+            import decord
+        except ImportError:
+            raise UserError("decord is not installed; pip install decord, or leave the decoder to PyAV") from None
+        context = self._stream.codec_context
+        known = self._timed and "mp4" in self._container.format.name.split(",") and context.name == "h264"
+        if not known or self._has_open_gops or self._pixel_aspect != 1.0:
+            return "pyav"
+        first = next(self._frames_from_start(), None)
+        if first is None or _matrix(first) is not None or first.format.name not in ("yuv420p", "yuvj420p"):
+            return "pyav"
+        try:
+            return "decord" if len(decord.VideoReader(self.path, num_threads=1)) == self.num_frames else "pyav"
+        except (decord.DECORDError, RuntimeError):
+            return "pyav"
+
+
+def _area(stream: VideoStream) -> int:
+    return stream.codec_context.width * stream.codec_context.height
+
+
+def _matrix(frame: VideoFrame) -> np.ndarray | None:
+    """How the frame is to be shown, (2, 2): its columns and rows, in units of columns and rows of the picture."""
+    found = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
+    if found is None:
+        return None
+    matrix = np.frombuffer(memoryview(found), np.int32).reshape(3, 3)[:2, :2]
+    return None if matrix[0, 0] > 0 and matrix[1, 1] > 0 and not matrix[0, 1] and not matrix[1, 0] else matrix
+
+
+def _upright(picture: Frames, frame: VideoFrame) -> Frames:
+    """Turned and mirrored as its display matrix says, to the nearest quarter turn; phones store portraits sideways."""
+    matrix = _matrix(frame)
+    if matrix is None:
+        return picture
+    sizes = abs(matrix.astype(np.int64))
+    if sizes[0, 1] + sizes[1, 0] > sizes[0, 0] + sizes[1, 1]:  # columns are shown as rows
+        picture, matrix = picture.swapaxes(0, 1), matrix[::-1]
+    return picture[:: -1 if matrix[1, 1] < 0 else 1, :: -1 if matrix[0, 0] < 0 else 1]
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(text).split())[:200]
