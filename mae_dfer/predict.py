@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .cli import Parser, command
-from .data import open_video
+from .data import Video, open_video
+from .data.images import IMAGE_SUFFIXES
 from .data.sampling import window_indices, window_starts
 from .data.transforms import TestTransform, to_channels_first
-from .data.video import IMAGE_SUFFIXES
 from .errors import UserError
 from .files import check_writable, write_atomically
 from .models import VideoModel
@@ -36,12 +36,15 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Window:
-    """One prediction: ``probabilities`` (classes,) for the frames from ``start`` to before ``end``."""
+    """One prediction: ``probabilities`` (classes,) for the frames from ``start`` to before ``end``.
+
+    ``seconds``: when the first of them is first shown, and when the last no longer is; None where that is not known.
+    """
 
     path: Path
     start: int
     end: int
-    fps: float | None
+    seconds: tuple[float, float] | None
     probabilities: np.ndarray
 
 
@@ -105,23 +108,38 @@ def find_clips(inputs: Sequence[Path]) -> list[Path]:
 
 @torch.no_grad()
 def predict_clip(
-    path: Path, model: VideoModel, stride: int, *, window_step: int | None = None, batch_size: int = 8
+    path: Path,
+    model: VideoModel,
+    stride: int,
+    *,
+    window_step: int | None = None,
+    batch_size: int = 8,
+    square_pixels: bool = False,
 ) -> list[Window]:
-    """Slides the model's window over one clip. The last frame is repeated where the clip is shorter."""
+    """Slides the model's window over one clip. The last frame is repeated where the clip is shorter.
+
+    ``square_pixels`` is that of :func:`mae_dfer.data.open_video`.
+    """
     sizes, device = model.config, next(model.parameters()).device
     length, transform, windows = sizes.num_frames, TestTransform(sizes.img_size), []
-    with open_video(path) as video:
+    with open_video(path, square_pixels=square_pixels) as video:
         starts = window_starts(video.num_frames, length, stride, window_step or max(length * stride // 2, 1))
         for first in range(0, len(starts), batch_size):
             part = starts[first : first + batch_size]
             frames = [video.get(window_indices(video.num_frames, start, length, stride)) for start in part]
             batch = torch.stack([transform(to_channels_first(clip)) for clip in frames]).to(device)
             probabilities = model(batch).float().softmax(-1).cpu().numpy()
-            windows += [
-                Window(path, start, min(start + length * stride, video.num_frames), video.fps, row)
-                for start, row in zip(part, probabilities, strict=True)
-            ]
+            for start, row in zip(part, probabilities, strict=True):
+                end = min(start + length * stride, video.num_frames)
+                windows.append(Window(path, start, end, _seconds(video, start, end), row))
     return windows
+
+
+def _seconds(video: Video, start: int, end: int) -> tuple[float, float] | None:
+    """When frame ``start`` is first shown, and when the one before ``end`` no longer is."""
+    if video.times is None or video.end is None:
+        return None
+    return float(video.times[start]), float(video.times[end] if end < video.num_frames else video.end)
 
 
 def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
@@ -131,7 +149,7 @@ def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
         ["path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction", *classes]
     )
     for window in windows:
-        seconds = [f"{frame / window.fps:.3f}" if window.fps else "" for frame in (window.start, window.end)]
+        seconds = [f"{second:.3f}" for second in window.seconds] if window.seconds else ["", ""]
         writer.writerow(
             [
                 window.path,
@@ -188,6 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     metadata["stride"],
                     window_step=options.window_step,
                     batch_size=options.batch_size,
+                    square_pixels=metadata.get("protocol") == "published",
                 )
             except UserError as error:
                 failures.append(error)

@@ -46,6 +46,7 @@ RUN_OPTIONS = (
     "protocol",
     "seed",
     "workers",
+    "decoder",
     "cache_gb",
     "save_every",
     "keep_checkpoints",
@@ -231,7 +232,7 @@ def run_stages(
         own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
         source = run.path if own else config.init_from or run.path
         model, metadata = load_classifier(source, fused_attn=config.fused_attn, config=config, classes=data.classes)
-        for name in ("stride", "num_segments"):  # as it was trained, unless someone says otherwise
+        for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
             if name in metadata and name not in given:
                 setattr(config, name, metadata[name])
         results = run.read_json("metrics.json") | results | {"checkpoint": str(find_weights(source, ("finetune",)))}

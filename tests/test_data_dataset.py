@@ -251,7 +251,8 @@ def test_a_cache_changes_nothing_but_the_decoding(samples, monkeypatch):
 
     opened = []
     real = dataset_module.open_video
-    monkeypatch.setattr(dataset_module, "open_video", lambda path: opened.append(path) or real(path))
+    spy = lambda path, **options: opened.append(path) or real(path, **options)  # noqa: E731
+    monkeypatch.setattr(dataset_module, "open_video", spy)
     good = [samples[0], samples[1]]
     plain = ClipDataset(good, CONFIG, "finetune", 7)
     one_video = 12 * 48 * 48 * 3  # the first video fits, the second does not

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mae_dfer_kernels import native
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and commit; JSON-ready."""
     facts: dict[str, Any] = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(ROOT),
         "device": str(device),
         "device_name": device_name(device),

@@ -38,7 +38,9 @@ class ClipConfig:
     coincide because frames are resized to the square; identical views are not run twice, so any value gives
     ``num_views == num_segments``.
     ``protocol``: "published" resizes and augments frames as the published code does, to the last pixel; "corrected"
-    resizes training frames five times as fast, and differs by a grey level or two in one pixel of 25.
+    resizes training frames five times as fast, and differs by a grey level or two in one pixel of 25. Published, too,
+    is to take all pixels for square; else frames are shown with their aspect ratio.
+    ``decoder``: as in :func:`open_video`.
     ``cache_gb``: keep decoded frames of whole videos in memory, up to this much in each decoding process, so that
     a small set is decoded once; 0 decodes every time. What is drawn does not depend on it.
     """
@@ -62,6 +64,7 @@ class ClipConfig:
     num_crops: int = 2
     cache_gb: float = 0.0
     protocol: str = "corrected"
+    decoder: str = "pyav"
 
     def __post_init__(self) -> None:
         size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)
@@ -187,11 +190,13 @@ class ClipDataset(Dataset[Any]):
         if path in self._cache:
             frames = self._cache[path]
             return frames[self._indices(len(frames), view, rng)]
-        with open_video(path) as video:
+        config = self.config
+        square = config.protocol == "published"
+        with open_video(path, square_pixels=square, decoder=config.decoder) as video:
             indices = self._indices(video.num_frames, view, rng)
             if self._cache_left <= 0:
-                return video.get(indices)
-            frames = video.get(range(video.num_frames))
+                return video.get(indices, config.size)
+            frames = video.get(range(video.num_frames), config.size)
         if frames.nbytes <= self._cache_left:
             self._cache[path] = frames
         self._cache_left -= frames.nbytes

@@ -33,6 +33,7 @@ class FinetuneTask:
             "classes": data.classes,
             "stride": config.stride,
             "num_segments": config.num_segments,
+            "protocol": config.protocol,
         }
         samples = shuffled_labels(data.train, config.seed) if config.shuffle_labels else data.train
         self.dataset = ClipDataset(samples, clip_config(config, self.model.config), mode="finetune", seed=config.seed)

@@ -54,6 +54,7 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         num_segments=config.num_segments,
         cache_gb=config.cache_gb,
         protocol=config.protocol,
+        decoder=config.decoder,
     )
 
 
