@@ -1,5 +1,8 @@
 """Lists of clips: separators, spaces, roots, and errors that name file and line."""
 
+import codecs
+import os
+
 import pytest
 
 from mae_dfer.data import Sample, open_dataset, read_list
@@ -8,7 +11,7 @@ from mae_dfer.errors import UserError
 
 def write(folder, text, name="list.txt"):
     file = folder / name
-    file.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8", newline="")
     return file
 
 
@@ -62,10 +65,41 @@ def test_errors_name_file_and_line(tmp_path, text, message):
         read_list(write(tmp_path, text), num_classes=7)
 
 
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (b"", "utf-8"),
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_encodings_and_line_ends(tmp_path, mark, encoding, end):
+    for name in ("list.txt", "classes.txt", "train.txt", "test.txt"):
+        text = "sad\nfröhlich\n" if name == "classes.txt" else "# 1\nä b.mp4 1\n表情.mp4 0\n"
+        (tmp_path / name).write_bytes(mark + text.replace("\n", end).encode(encoding))
+    expected = [Sample(str(tmp_path / "ä b.mp4"), 1), Sample(str(tmp_path / "表情.mp4"), 0)]
+    assert open_dataset(tmp_path).train == expected
+
+
+def test_marks_inside_a_file_that_was_joined_are_dropped(tmp_path):
+    samples = read_list(write(tmp_path, "a.mp4 1\n\ufeffb.mp4 0\n\ufeff# more\n"))
+    assert [os.path.basename(sample.path) for sample in samples] == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize("content", ["é.mp4 1\n".encode("latin-1"), "表情.mp4 1\n".encode("gb18030"), b"a\0b 1\n"])
+def test_other_encodings_are_refused_with_a_way_out(tmp_path, content):
+    (tmp_path / "list.txt").write_bytes(b"a.mp4 0\n" + content)
+    with pytest.raises(UserError, match=r"list\.txt.*save it as UTF-8"):
+        read_list(tmp_path / "list.txt")
+
+
 def test_missing_and_binary_lists_are_refused(tmp_path):
     with pytest.raises(UserError, match="not found"):
         read_list(tmp_path / "no.txt")
-    (tmp_path / "bin").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "bin").write_bytes(b"\xff\xfe\x00\x81\x00")
     with pytest.raises(UserError, match="UTF-8"):
         read_list(tmp_path / "bin")
 

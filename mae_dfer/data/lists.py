@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_dfer.data.text import read_lines
 from mae_dfer.errors import UserError
 
 UNLABELLED = -1
@@ -38,18 +39,6 @@ class DatasetFolder:
     test: list[Sample]
     val: list[Sample] | None
     pretrain: list[Sample]
-
-
-def _read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that say something; ``#`` starts a comment line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"list file not found: {path} (check the path)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; it must be a UTF-8 text file") from None
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
 
 def _parse(line: str, where: str, labelled: bool) -> Sample:
@@ -102,7 +91,7 @@ def read_list(
     lines and lines that start with ``#`` are skipped.
 
     Args:
-        path: the list, UTF-8 text.
+        path: the list: UTF-8, or UTF-16 with a byte order mark.
         root: folder that relative paths are joined to; default: the folder of the list.
         num_classes: labels must be below it; None: not checked.
         remap: (old prefix, new prefix) for absolute paths written on another machine.
@@ -117,7 +106,7 @@ def read_list(
     path = Path(path)
     base = path.parent if root is None else Path(root).expanduser()
     samples = []
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         where = f"{path}:{number}"
         sample = _parse(line, where, labelled)
         _check_label(sample.label, where, num_classes, labelled)
@@ -149,7 +138,7 @@ def open_dataset(
             f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt "
             "(one class name per line), train.txt and test.txt ('path label' per line)"
         )
-    classes = [line for _, line in _read_lines(folder / "classes.txt")]
+    classes = [line for _, line in read_lines(folder / "classes.txt")]
     if not classes:
         raise UserError(f"{folder / 'classes.txt'} names no classes; write one class name per line")
     if len(set(classes)) != len(classes):
