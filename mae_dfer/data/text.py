@@ -1,8 +1,10 @@
-"""Text files as people save them: their encodings and line ends."""
+"""Text files as people save them: their encodings, line ends, quoted fields and separators."""
 
 from __future__ import annotations
 
 import codecs
+import re
+from collections import deque
 from pathlib import Path
 
 from mae_dfer.errors import UserError
@@ -15,6 +17,12 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_QUOTED = r'"[^"]*(?:""[^"]*)*"'
+_QUOTED_FIELD = re.compile(_QUOTED)
+_SEPARATOR = r"\s*[,;]\s*|\s+"
+SEPARATOR = re.compile(_SEPARATOR)
+# Quotation marks count around a whole field; inside a name they are part of it.
+_FIELD_OR_SEPARATOR = re.compile(rf"{_QUOTED}(?=[\s,;]|$)|(?P<separator>{_SEPARATOR})|[^\s,;]+")
 
 
 def read_text(path: Path) -> str:
@@ -49,3 +57,25 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     # Files that were joined keep the byte order marks of their parts.
     lines = ((number, line.lstrip("\ufeff").strip()) for number, line in enumerate(text.split("\n"), start=1))
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
+
+
+def unquote(field: str) -> str | None:
+    """What ``field`` quotes, as in CSV (``""`` is a quotation mark); None where it is not quoted."""
+    if not field.startswith('"') or not _QUOTED_FIELD.fullmatch(field):
+        return None
+    return field[1:-1].replace('""', '"')
+
+
+def cut(line: str, most: int) -> list[tuple[str, str]]:
+    """(text before, text after) for each of the last ``most`` separators of a line, the last one first.
+
+    A separator is a comma, a semicolon or white space outside quoted fields. The text before is never empty.
+    """
+    matches = (match for match in _FIELD_OR_SEPARATOR.finditer(line) if match.lastgroup and match.start())
+    return [(line[: match.start()], line[match.end() :]) for match in reversed(deque(matches, maxlen=most))]
+
+
+def columns(line: str) -> list[str]:
+    """The fields of a header: separated by tabs, commas or semicolons, or by white space where there are none."""
+    fields = re.split(r"\s*[,;\t]\s*", line)
+    return [field.strip().strip("\"'") for field in (fields if len(fields) > 1 else line.split())]
