@@ -267,6 +267,71 @@ def test_a_published_list_for_pre_training(tmp_path):
     assert samples == [Sample(str(tmp_path / name), -1) for name in ("a.mp4", "b.mp4")]
 
 
+foreign = pytest.mark.skipif(os.name == "nt", reason="there they are paths of this system")
+
+
+@foreign
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        (r"C:\data\a.mp4", "data/a.mp4"),
+        (r"C:\other\my clips\a.mp4", "my clips/a.mp4"),
+        ("c:/other/my clips/a.mp4", "my clips/a.mp4"),
+        (r"D:\x\..\y\1\b.mp4", "1/b.mp4"),
+        (r"\\server\share\1\b.mp4", "1/b.mp4"),
+        (r"\2\b.mp4", "2/b.mp4"),
+        (r"\\?\C:\data\a.mp4", "data/a.mp4"),
+        (r"my clips\a.mp4", "my clips/a.mp4"),
+        (r".\1\..\2\b.mp4", "2/b.mp4"),
+        (r"real\name.mp4", r"real\name.mp4"),
+        (r"ROOT/1\b.mp4", "1/b.mp4"),
+    ],
+)
+def test_windows_paths_are_looked_up_below_the_root(tmp_path, path, found):
+    make(tmp_path, "a.mp4", "data/a.mp4", "my clips/a.mp4", "1/b.mp4", "2/b.mp4", r"real\name.mp4", "real/name.mp4")
+    path = path.replace("ROOT", str(tmp_path))
+    file = write(tmp_path, f'{path} 1\n"{path}",1\n')
+    assert read_list(file) == [Sample(str(tmp_path / found), 1)] * 2
+
+
+@foreign
+def test_windows_paths_of_a_list_share_a_folder(tmp_path, monkeypatch):
+    make(tmp_path / "root", *(f"clips/{index}.mp4" for index in range(50)))
+    lines = [rf"C:\my\data\clips\{index}.mp4 0" for index in range(-1, 50)]
+    asked = []
+    real = os.path.lexists
+    monkeypatch.setattr(os.path, "lexists", lambda path: asked.append(path) or real(path))
+    samples = read_list(write(tmp_path, "\n".join(lines)), root=tmp_path / "root")
+    assert [sample.path for sample in samples] == [str(tmp_path / "root" / f"clips/{i}.mp4") for i in range(-1, 50)]
+    assert len(asked) < 2.5 * len(lines)
+    asked.clear()
+    read_list(write(tmp_path, "a.mp4 1\nmy clips/b c.mp4,0\n/data/12 3\n"))
+    assert not asked, "lists of plain paths are read without a look at the files"
+
+
+@foreign
+def test_windows_paths_that_lead_nowhere_or_to_one_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"list\.txt:2: no end of the Windows path sub.a\.mp4 .*--data-root"):
+        read_list(write(tmp_path, "b.mp4 1\nsub\\a.mp4 1\n"))
+    make(tmp_path, "1.mp4")
+    with pytest.raises(UserError, match=r"list\.txt:2: C:.a.1\.mp4 and C:.b.1\.mp4 lead to the same file"):
+        read_list(write(tmp_path, "C:\\a\\1.mp4 1\nC:\\b\\1.mp4 0\n"))
+
+
+@foreign
+def test_windows_paths_are_remapped_and_have_frames(tmp_path):
+    make(tmp_path, "clips/0001/0.png", "clips/take 2/0.png")
+    file = write(tmp_path, "D:\\set\\clips\\0001 120 3\nD:\\set\\clips\\take 2 3\n")
+    expected = [Sample(str(tmp_path / "clips/0001"), 3), Sample(str(tmp_path / "clips/take 2"), 3)]
+    assert quietly(file)[0] == expected
+    assert quietly(file, root="/r", remap=("D:\\set\\", str(tmp_path)))[0] == expected
+
+
+def test_on_windows_its_paths_are_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("mae_dfer.data.paths.ON_WINDOWS", True)
+    assert read_list(write(tmp_path, "sub\\a.mp4 1\n"), root="/r") == [Sample("/r/sub\\a.mp4", 1)]
+
+
 NAMES = st.text(
     st.characters(blacklist_categories=("Cs", "Cc"), blacklist_characters="\\/:~.\ufeff"), min_size=1, max_size=12
 )

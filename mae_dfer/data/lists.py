@@ -59,7 +59,8 @@ def read_list(
     first line are skipped.
 
     ``path frames label``, as for folders of frames, is understood where the file system shows that it is meant: the
-    path with the number is not there and the path without is.
+    path with the number is not there and the path without is. Paths written on Windows are looked up below ``root``
+    on other systems: without the drive, and without further leading folders as far as necessary.
 
     Args:
         path: the list: UTF-8, or UTF-16 with a byte order mark.
@@ -75,7 +76,8 @@ def read_list(
 
     Returns: the samples in file order. Files are not opened: see :func:`mae_dfer.data.check_files`.
 
-    Raises: UserError naming file and line for a missing or empty list or a label that is no class.
+    Raises: UserError naming file and line for a missing or empty list, a label that is no class, or a Windows path
+    that leads to no file or to the file of another.
     """
     path = Path(path)
     if num_classes is None and classes is not None and labelled:
@@ -99,23 +101,29 @@ def _read_samples(
     kinds: Counter[Kind] = Counter()
     undecided: dict[int, list[Reading]] = {}  # by index
 
-    def sample(reading: Reading) -> Sample:
+    def sample(reading: Reading, located: str) -> Sample:
         kinds[reading.kind] += 1
-        label = UNLABELLED if reading.label is None else labels.read(reading.label)
-        return Sample(paths.locate(reading.path), label)
+        return Sample(located, UNLABELLED if reading.label is None else labels.read(reading.label))
 
     try:
         for index, (_, line) in enumerate(lines):
             readings = read_line(line, labels)
             reading = choose(readings, paths, kinds)
-            if reading is None:
+            located = paths.locate(reading.path) if reading else None
+            if reading is None or located is None:
                 undecided[index] = readings
                 samples.append(Sample("", UNLABELLED))
             else:
-                samples.append(sample(reading))
+                samples.append(sample(reading, located))
         for index, readings in undecided.items():  # their files are missing: they are read as most other lines are
             reading = max(readings, key=lambda reading: kinds[reading.kind])
-            samples[index] = sample(reading)
+            located = paths.locate(reading.path)
+            if located is None:
+                raise UserError(
+                    f"no end of the Windows path {reading.path} exists under {paths.base}; "
+                    "give the folder that holds the clips as --data-root"
+                )
+            samples[index] = sample(reading, located)
     except UserError as error:
         number, line = lines[index]
         hint = " (a header must name the columns path and label, or path, frames and label)"
