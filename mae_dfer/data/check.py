@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mae_dfer.cli import Parser, command
+from mae_dfer.data.labels import read_classes
 from mae_dfer.data.lists import read_list
 from mae_dfer.data.probe import check_files
 from mae_dfer.errors import UserError
@@ -21,7 +22,11 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m mae_dfer.data.check", description="Find broken videos of a list.")
     parser.add_argument("list", type=Path, help="text file with 'path label' lines (labels may be missing)")
     parser.add_argument(
-        "--root", type=Path, help="folder of relative paths (default: the folder of the list)"
+        "--root",
+        "--data-root",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of relative paths (default: the folder of the list)",
     )
     parser.add_argument("--report", type=Path, help="where to write broken files (default: LIST.broken.txt)")
     parser.add_argument("--workers", type=int, default=4, help="files checked at a time (default: 4)")
@@ -35,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.workers < 1:
         raise UserError(f"--workers must be 1 or more, got {args.workers}")
     check_writable(report)
-    samples = read_list(args.list, root=args.root, labelled=False)
+    names = args.list.with_name("classes.txt")
+    classes = read_classes(names) if names.is_file() else None
+    samples = read_list(args.list, root=args.root, labelled=False, classes=classes)
     failures = check_files(samples, workers=args.workers)
     text = "".join(f"{f.path}\t{f.reason}\n" for f in failures)
     write_atomically(report, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_dfer.data.labels import UNLABELLED, Labels, read_classes
+from mae_dfer.data.lines import Kind, Reading, choose, is_header, names_columns, read_line
+from mae_dfer.data.paths import Paths
+from mae_dfer.data.text import read_lines
 from mae_dfer.errors import UserError
-
-UNLABELLED = -1
-
-# The label is the last field, so a path may hold spaces, commas and tabs.
-_LINE = re.compile(r"(?P<path>.*?\S)\s*[,\s]\s*(?P<label>[^\s,]+)")
-_INTEGER = re.compile(r"[+-]?\d+")
+from mae_dfer.notes import Say, print_note
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,54 +40,6 @@ class DatasetFolder:
     pretrain: list[Sample]
 
 
-def _read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that say something; ``#`` starts a comment line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"list file not found: {path} (check the path)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; it must be a UTF-8 text file") from None
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), start=1))
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
-
-
-def _parse(line: str, where: str, labelled: bool) -> Sample:
-    match = _LINE.fullmatch(line)
-    field = match["label"] if match else ""
-    if match and _INTEGER.fullmatch(field):
-        return Sample(match["path"], int(field))
-    if not labelled:
-        return Sample(line, UNLABELLED)
-    if not match:
-        raise UserError(f"{where}: no label after the path {line!r}; write 'path label' on each line")
-    raise UserError(
-        f"{where}: label {field!r} is not an integer; write 'path label' with labels 0, 1, 2, … "
-        "(remove a header line)"
-    )
-
-
-def _check_label(label: int, where: str, num_classes: int | None, labelled: bool) -> None:
-    if label == UNLABELLED and not labelled:
-        return
-    if label < 0:
-        raise UserError(f"{where}: label {label} is negative; labels start at 0")
-    if num_classes is not None and label >= num_classes:
-        raise UserError(
-            f"{where}: label {label} is out of range for {num_classes} classes; "
-            f"labels must be 0 … {num_classes - 1} (subtract 1 if they start at 1)"
-        )
-
-
-def _locate(path: str, base: Path, remap: tuple[str, str] | None) -> str:
-    if remap is not None:
-        old = remap[0].rstrip("/")
-        if path == old or path.startswith(old + "/"):
-            path = remap[1].rstrip("/") + path[len(old) :]
-    path = os.path.expanduser(path)
-    return path if os.path.isabs(path) else os.path.normpath(os.path.join(base, path))
-
-
 def read_list(
     path: str | os.PathLike[str],
     *,
@@ -95,36 +47,99 @@ def read_list(
     num_classes: int | None = None,
     remap: tuple[str, str] | None = None,
     labelled: bool = True,
+    classes: Sequence[str] | None = None,
+    say: Say = print_note,
 ) -> list[Sample]:
     """Read a list of clips: one ``path label`` per line.
 
-    The label is the last field; space, tab or comma before it, so paths may contain any of them. Blank
-    lines and lines that start with ``#`` are skipped.
+    The label is the last field, so paths may contain separators: spaces, tabs, commas and semicolons. A field in
+    double quotes is read as in CSV. A label is an index (``3`` or ``3.0``) or the name of a class, in any case; of
+    several class names that a line may end in, the longest is the label. A number that is the index of one class and
+    the name of another is refused. Blank lines, lines that start with ``#`` and a header (``path,label``) as the
+    first line are skipped.
+
+    ``path frames label``, as for folders of frames, is understood where the file system shows that it is meant: the
+    path with the number is not there and the path without is. Paths written on Windows are looked up below ``root``
+    on other systems: without the drive, and without further leading folders as far as necessary.
 
     Args:
-        path: the list, UTF-8 text.
+        path: the list: UTF-8, or UTF-16 with a byte order mark.
         root: folder that relative paths are joined to; default: the folder of the list.
-        num_classes: labels must be below it; None: not checked.
+        num_classes: labels must be below it; default: the number of ``classes`` if labels are required, else any.
         remap: (old prefix, new prefix) for absolute paths written on another machine.
-        labelled: False allows lines without a label, as for pre-training (label -1). A last field that is
-            an integer is still a label: write ``-1`` after a path that ends in " 123".
+        labelled: False allows lines without a label, as for pre-training (label -1). A last field that is an
+            integer is still a label: write ``-1`` after a path that ends in " 123". Another last field is a label
+            where the path without it is there and the path with it is not; a word that is no class name gives -1.
+        classes: class names in the order of their indices, to look words up in.
+        say: is called with one line for a header that was skipped and for each reading that the files decided;
+            default: print on stderr; ``mae_dfer.notes.keep_quiet`` drops them.
 
     Returns: the samples in file order. Files are not opened: see :func:`mae_dfer.data.check_files`.
 
-    Raises: UserError naming file and line for a missing or empty list, a label that is no integer or out of
-    range.
+    Raises: UserError naming file and line for a missing or empty list, a label that is no class, or a Windows path
+    that leads to no file or to the file of another.
     """
     path = Path(path)
-    base = path.parent if root is None else Path(root).expanduser()
-    samples = []
-    for number, line in _read_lines(path):
-        where = f"{path}:{number}"
-        sample = _parse(line, where, labelled)
-        _check_label(sample.label, where, num_classes, labelled)
-        samples.append(Sample(_locate(sample.path, base, remap), sample.label))
+    if num_classes is None and classes is not None and labelled:
+        num_classes = len(classes)
+    labels = Labels(classes or (), num_classes, required=labelled)
+    paths = Paths(path.parent if root is None else Path(root).expanduser(), remap)
+    lines = read_lines(path)
+    if lines and is_header(lines[0][1], labels, paths):
+        number, line = lines.pop(0)
+        say(f"{path}:{number}: skipped the header {line!r}")
+    samples = _read_samples(path, lines, labels, paths, say)
     if not samples:
         raise UserError(f"{path} lists no files; write 'path label' on each line")
     return samples
+
+
+def _read_samples(
+    path: Path, lines: list[tuple[int, str]], labels: Labels, paths: Paths, say: Say
+) -> list[Sample]:
+    samples: list[Sample] = []
+    kinds: Counter[Kind] = Counter()
+    undecided: dict[int, list[Reading]] = {}  # by index
+
+    def sample(reading: Reading, located: str) -> Sample:
+        kinds[reading.kind] += 1
+        return Sample(located, UNLABELLED if reading.label is None else labels.read(reading.label))
+
+    try:
+        for index, (_, line) in enumerate(lines):
+            readings = read_line(line, labels)
+            reading = choose(readings, paths, kinds)
+            located = paths.locate(reading.path) if reading else None
+            if reading is None or located is None:
+                undecided[index] = readings
+                samples.append(Sample("", UNLABELLED))
+            else:
+                samples.append(sample(reading, located))
+        for index, readings in undecided.items():  # their files are missing: they are read as most other lines are
+            reading = max(readings, key=lambda reading: kinds[reading.kind])
+            located = paths.locate(reading.path)
+            if located is None:
+                raise UserError(
+                    f"no end of the Windows path {reading.path} exists under {paths.base}; "
+                    "give the folder that holds the clips as --data-root"
+                )
+            samples[index] = sample(reading, located)
+    except UserError as error:
+        number, line = lines[index]
+        hint = " (a header must name the columns path and label, or path, frames and label)"
+        raise UserError(f"{path}:{number}: {error}{hint if index == 0 and names_columns(line) else ''}") from None
+    _tell_kinds(path, kinds, say)
+    return samples
+
+
+def _tell_kinds(path: Path, kinds: Counter[Kind], say: Say) -> None:
+    total = kinds.total()
+    frames = sum(count for (_, with_frames), count in kinds.items() if with_frames)
+    words = sum(count for (fields, _), count in kinds.items() if fields)
+    if frames:
+        say(f"{path}: {frames} of {total} lines have a number of frames between path and label, which is not used")
+    if words:
+        say(f"{path}: {words} of {total} lines end in a label, which is left out of the path")
 
 
 def open_dataset(
@@ -132,11 +147,13 @@ def open_dataset(
     *,
     root: str | os.PathLike[str] | None = None,
     remap: tuple[str, str] | None = None,
+    say: Say = print_note,
 ) -> DatasetFolder:
     """Open a dataset folder: ``classes.txt`` (one name per line), ``train.txt`` and ``test.txt``, optionally
     ``val.txt`` and ``pretrain.txt`` (labels may be missing there).
 
-    Relative paths in the lists are joined to ``root``, by default to the folder itself.
+    Relative paths in the lists are joined to ``root``, by default to the folder itself. ``say`` as in
+    :func:`read_list`.
 
     Raises: UserError when a file is missing or malformed.
     """
@@ -149,16 +166,17 @@ def open_dataset(
             f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt "
             "(one class name per line), train.txt and test.txt ('path label' per line)"
         )
-    classes = [line for _, line in _read_lines(folder / "classes.txt")]
-    if not classes:
-        raise UserError(f"{folder / 'classes.txt'} names no classes; write one class name per line")
-    if len(set(classes)) != len(classes):
-        twice = sorted({name for name in classes if classes.count(name) > 1})
-        raise UserError(f"{folder / 'classes.txt'} names a class twice: {', '.join(twice)}")
+    classes = read_classes(folder / "classes.txt", say=say)
 
     def read(name: str, labelled: bool = True) -> list[Sample]:
         return read_list(
-            folder / name, root=root or folder, num_classes=len(classes), remap=remap, labelled=labelled
+            folder / name,
+            root=root or folder,
+            num_classes=len(classes),
+            remap=remap,
+            labelled=labelled,
+            classes=classes,
+            say=say,
         )
 
     train = read("train.txt")

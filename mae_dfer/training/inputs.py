@@ -13,6 +13,7 @@ from ..config import TrainConfig
 from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, Sample, make_loader, open_dataset
 from ..errors import UserError
 from ..models import ModelConfig
+from ..notes import keep_quiet, print_note
 from .hardware import Hardware
 
 _LOOKED_AT = 1000  # videos of a list to train on, to see whether they exist
@@ -21,7 +22,8 @@ _LOOKED_AT = 1000  # videos of a list to train on, to see whether they exist
 def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
     """The folder of ``--data``; ``demo`` is generated first where it is missing (by the main process)."""
     if config.data != "demo":
-        return open_dataset(config.data, root=config.data_root)
+        say = print_note if hardware.is_main else keep_quiet
+        return open_dataset(config.data, root=config.data_root, say=say)
     from ..data.demo import ensure_demo  # it draws with OpenCV, which runs on other data can do without
 
     if hardware.is_main:
