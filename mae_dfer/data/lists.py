@@ -127,6 +127,20 @@ def read_list(
     return samples
 
 
+def read_classes(path: Path) -> list[str]:
+    """Read ``classes.txt``: one class name per line, in the order of the labels.
+
+    Raises: UserError naming the file where it cannot be read, is empty or names a class twice.
+    """
+    classes = [line for _, line in _read_lines(path)]
+    if not classes:
+        raise UserError(f"{path} names no classes; write one class name per line")
+    if len(set(classes)) != len(classes):
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        raise UserError(f"{path} names a class twice: {', '.join(twice)}")
+    return classes
+
+
 def open_dataset(
     folder: str | os.PathLike[str],
     *,
@@ -149,12 +163,7 @@ def open_dataset(
             f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt "
             "(one class name per line), train.txt and test.txt ('path label' per line)"
         )
-    classes = [line for _, line in _read_lines(folder / "classes.txt")]
-    if not classes:
-        raise UserError(f"{folder / 'classes.txt'} names no classes; write one class name per line")
-    if len(set(classes)) != len(classes):
-        twice = sorted({name for name in classes if classes.count(name) > 1})
-        raise UserError(f"{folder / 'classes.txt'} names a class twice: {', '.join(twice)}")
+    classes = read_classes(folder / "classes.txt")
 
     def read(name: str, labelled: bool = True) -> list[Sample]:
         return read_list(
