@@ -224,7 +224,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("mae_dfer.checkpoint.save_file", fail)
+    monkeypatch.setattr("mae_dfer.checkpoint.own.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_weights(make(seed=1), path)
     assert path.read_bytes() == before
