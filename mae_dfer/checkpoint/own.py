@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import describe_impostor, write_atomically
 from ..models import ModelConfig, VideoClassifier, VideoModel
-from .report import LoadReport, check_match, one_line, shapes
+from .report import LoadReport, check_match, shapes
 
 
 def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
@@ -51,22 +51,55 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: no such file, a truncated one, or one that is not of this package.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = (file.metadata() or {}).get("mae_dfer")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({one_line(error)})") from None
+    tensors, described = read_safetensors(path)
     if described is None:
         raise UserError(f"{path}: no mae_dfer metadata in it; it is not a checkpoint of this package")
-    metadata = json.loads(described)
     try:
+        metadata = json.loads(described)
         ModelConfig.from_dict(metadata["model"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: its mae_dfer metadata do not describe a model; download or copy it again") from None
     return tensors, metadata
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its first bytes: the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is safetensors of :func:`save_weights`; False also for one that cannot be read."""
+    if not is_safetensors(path):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "mae_dfer" in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, and what this package wrote into its metadata, if it was this package.
+
+    Raises:
+        UserError: a file that is missing, damaged, cut short, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        impostor = describe_impostor(path)
+        if impostor is not None:
+            raise UserError(f"{path} is {impostor}")
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get("mae_dfer")
+            return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "weights") -> LoadReport:

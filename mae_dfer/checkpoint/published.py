@@ -6,10 +6,8 @@ that an attention shared by several steps of a block appears under each step's n
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +17,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import ModelConfig, VideoClassifier, VideoModel
-from .report import LoadReport, check_match, one_line
+from .network import Network, describe_value, read_network
+from .report import LoadReport, check_match, shapes
 
 _LGI_NAMES = {
     "local_norm": "first_attn_norm0", "local_context_norm": "first_attn_norm1", "local_attn": "first_attn",
@@ -38,7 +37,9 @@ class _Source(NamedTuple):
     stop: int
 
 
-def load_official(model: VideoModel, source: str | Path | Mapping[str, Any]) -> LoadReport:
+def load_official(
+    model: VideoModel, source: str | Path | Mapping[str, Any], *, weights: str = "auto"
+) -> LoadReport:
     """Loads a checkpoint of the published MAE-DFER (or VideoMAE) code, strictly.
 
     A pre-training model takes a pre-training file, a classifier a classifier's or a pre-training file. In the
@@ -46,8 +47,10 @@ def load_official(model: VideoModel, source: str | Path | Mapping[str, Any]) -> 
     ``fc_norm`` and ``head`` stay as they were.
 
     Args:
-        source: path of a file with the state dict under ``model`` or ``module``, or that state dict. The file
-            is read with ``weights_only=True``; of Python objects only an ``argparse.Namespace`` is let in.
+        source: path of a file of ``torch.save`` or safetensors, or what such a file holds: a state dict, bare or
+            under any key, its names with or without a prefix such as ``module.``. Of a file only the tensors are
+            taken: no code in it runs.
+        weights: ``model``; ``ema``, their moving average; or ``auto``, the first that there is.
 
     Returns:
         What was loaded, dropped and left fresh. Where attention is shared, one tensor has several published
@@ -56,34 +59,83 @@ def load_official(model: VideoModel, source: str | Path | Mapping[str, Any]) -> 
     Raises:
         UserError: a file that cannot be read, or any name or shape that differs; nothing is loaded then.
     """
-    is_path = isinstance(source, (str, Path))
-    where = str(source) if is_path else "state dict"
-    tensors = _read_official(Path(source)) if is_path else _find_state_dict(source, where)  # type: ignore[arg-type]
-    expected = _published_sources(model)
-    report = LoadReport()
-    if isinstance(model, VideoClassifier) and any(name.startswith("encoder.") for name in tensors):
-        kept = {
-            name.removeprefix("encoder."): value
-            for name, value in tensors.items()
+    return load_network(model, read_network(source, weights))
+
+
+def load_network(model: VideoModel, network: Network) -> LoadReport:
+    """:func:`load_official` for a network that has been read."""
+    if model.config.is_mae and not network.is_pretraining:
+        raise UserError(f"{network.source} holds a classifier; pre-training starts from a pre-training checkpoint")
+    expected, names, fresh = _published_sources(model), {name: name for name in network.values}, []
+    if network.is_pretraining and isinstance(model, VideoClassifier):
+        names = {
+            name: name.removeprefix("encoder.")
+            for name in names
             if name.startswith("encoder.") and not name.startswith("encoder.norm.")
         }
-        report.dropped = [name for name in tensors if name.removeprefix("encoder.") not in kept]
-        report.fresh = [name for name in model.state_dict() if not name.startswith("encoder.")]
-        expected = {name: part for name, part in expected.items() if part.name not in report.fresh}
-        tensors = kept
-
-    ours = model.state_dict()
+        fresh = [name for name in model.state_dict() if not name.startswith("encoder.")]
+        expected = {name: part for name, part in expected.items() if part.name not in fresh}
+    tensors = _weights_of({ours: network.values[theirs] for theirs, ours in names.items()}, expected, network.source)
+    state = model.state_dict()
     check_match(
-        {name: tuple(value.shape) for name, value in tensors.items()},
-        {name: (part.stop - part.start, *ours[part.name].shape[1:]) for name, part in expected.items()},
-        where,
+        shapes(tensors),
+        {name: (part.stop - part.start, *state[part.name].shape[1:]) for name, part in expected.items()},
+        network.source,
     )
     with torch.no_grad():
         for name, value in tensors.items():
             part = expected[name]
-            ours[part.name][part.start : part.stop].copy_(value)
-    report.loaded = list(dict.fromkeys(expected[name].name for name in expected))
-    return report
+            state[part.name][part.start : part.stop].copy_(value)
+    return LoadReport(
+        loaded=list(dict.fromkeys(part.name for part in expected.values())),
+        dropped=[name for name in network.values if names.get(name) not in tensors] + network.outside,
+        fresh=fresh,
+        note=network.note,
+    )
+
+
+def describe_classifier(network: Network) -> tuple[str, dict[str, Any]]:
+    """The model that a published classifier is of, as far as its tensors tell.
+
+    They tell neither its frames' size and number, nor its regions, nor what it averages. The number of heads is that
+    of the published models: one for 64 channels.
+
+    Returns:
+        Name and options for ``create_model``.
+
+    Raises:
+        UserError: a tensor that tells a size is missing.
+    """
+    embed_dim, _, tubelet_size, patch_size, _ = network.shape("patch_embed.proj.weight", 5)
+    hidden, _ = network.shape("blocks.0.mlp.fc1.weight", 2)
+    classes, _ = network.shape("head.weight", 2)
+    sizes: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "depth": len({name.split(".")[1] for name in network.values if name.startswith("blocks.")}),
+        "num_heads": max(embed_dim // 64, 1),
+        "mlp_ratio": hidden / max(embed_dim, 1),
+        "patch_size": patch_size,
+        "tubelet_size": tubelet_size,
+        "num_classes": classes,
+    }
+    if "lg_region_tokens" not in network.values:
+        return "vit_base_patch16_160", sizes
+    first_block = {name.split(".")[2] for name in network.values if name.startswith("blocks.0.")}
+    exchange = "cross" if "third_attn_norm1" in first_block else "self" if "third_attn" in first_block else "none"
+    return "lgi_former_base_patch16_160", sizes | {
+        "local_attention": "representative" if "first_attn_norm1" in first_block else "self",
+        "global_attention": "second_attn" in first_block,
+        "exchange": exchange,
+    }
+
+
+def _weights_of(values: Mapping[str, Any], expected: Container[str], source: str) -> dict[str, Tensor]:
+    """The tensors among ``values``. What else stands beside them, such as an epoch's number, is no weight."""
+    for name, value in values.items():
+        if name in expected and not (isinstance(value, Tensor) and value.is_floating_point()):
+            what = describe_value(value)
+            raise UserError(f"{source}: {name} is not a plain tensor of floating-point numbers ({what})")
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def to_official(model: VideoModel) -> dict[str, Tensor]:
@@ -99,33 +151,6 @@ def save_official(model: VideoModel, path: str | Path) -> None:
     """Writes :func:`to_official` under ``model``, as the published code reads it; atomically."""
     weights = {name: value.cpu() for name, value in to_official(model).items()}
     write_atomically(path, lambda temporary: torch.save({"model": weights}, temporary))
-
-
-def _read_official(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        # torch's own message advises an unsafe load.
-        raise UserError(
-            f"{path}: not a checkpoint, or one that holds more than tensors and options; only those are loaded"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a whole checkpoint ({one_line(error)})") from None
-    return _find_state_dict(loaded, str(path))
-
-
-def _find_state_dict(loaded: Any, where: str) -> dict[str, Tensor]:
-    """The state dict itself, or under ``model`` or ``module``."""
-    for key in ("model", "module"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{where}: no state dict in it, neither at the top nor under 'model' or 'module'")
-    return dict(loaded)
 
 
 def _published_sources(model: VideoModel) -> dict[str, _Source]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import printable
 
 _NAMES_SHOWN = 3
 
@@ -20,11 +21,13 @@ class LoadReport:
         loaded: the model's names that were taken from the file.
         dropped: the file's names that the model has no use for.
         fresh: the model's names that keep their initialisation.
+        note: one line on a choice that the load made, or nothing.
     """
 
     loaded: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
+    note: str = ""
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -39,10 +42,10 @@ def check_match(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
         ("unexpected", [name for name in given if name not in expected]),
     ):
         if names:
-            problems.append(f"{what} {_first(names)}")
+            problems.append(f"{what} {first_few(names)}")
     wrong = [f"{name} {given[name]} for {shape}" for name, shape in expected.items() if given.get(name, shape) != shape]
     if wrong:
-        problems.append(f"other shape (file for model): {_first(wrong)}")
+        problems.append(f"other shape (file for model): {first_few(wrong)}")
     if problems:
         raise UserError(
             f"{where} does not fit the model: {'; '.join(problems)}; "
@@ -50,10 +53,7 @@ def check_match(given: Mapping[str, tuple[int, ...]], expected: Mapping[str, tup
         )
 
 
-def _first(names: list[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
+    """The first names, on one line, and how many more there are."""
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more
-
-
-def one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ", ".join(printable(name) for name in names[:_NAMES_SHOWN]) + more
