@@ -59,6 +59,10 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=110)
 
 
+class RawHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples."""
+
+
 def add_options(
     parser: argparse._ActionsContainer, config: Any, prefix: str = "", skip: Sequence[str] = ()
 ) -> None:

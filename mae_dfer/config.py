@@ -113,6 +113,11 @@ class TrainConfig:
     init_from: str | None = option(
         None, "weights to start from: a run folder, its .safetensors, or a published .pth", metavar="PATH"
     )
+    weights: str = option(
+        "auto",
+        "which weights of a published .pth: the model's, or ema, their moving average (auto: the first it has)",
+        choices=("auto", "model", "ema"),
+    )
     fused_attn: bool = option(True, "fused attention kernels, the best backend of the device (--no-: plain PyTorch)")
     device: str = option("auto", "cpu, cuda, cuda:1 … (auto: a GPU where there is one)", metavar="NAME")
     amp: str = option(

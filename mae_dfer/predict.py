@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
 from rich.text import Text
 
-from .cli import Parser, command
+from .checkpoint import is_own
+from .cli import Parser, RawHelp, add_options, command
+from .config import TrainConfig, preset
 from .data import Video, open_video
 from .data.images import IMAGE_SUFFIXES
 from .data.sampling import window_indices, window_starts
+from .data.sets import CLASSES, STRIDES, find_classes, find_set
 from .data.transforms import TestTransform, to_channels_first
 from .errors import UserError
 from .files import check_writable, write_atomically
-from .models import VideoModel
+from .models import VideoClassifier, VideoModel
 from .training.progress import console, stage_bar
+from .training.run import find_weights
 from .training.weights import load_classifier
 
 DESCRIPTION = """\
@@ -30,6 +36,14 @@ Class probabilities over time for videos of one face. The frames must already be
 data the model was trained on: this command does not find faces. A folder of videos means every video in it; a
 folder of images is one clip."""
 
+EXAMPLES = """\
+examples:
+  python -m mae_dfer.predict video.mp4 --checkpoint runs/base
+  python -m mae_dfer.predict video.mp4 --checkpoint published.pth --classes dfew
+"""
+
+# Settings that the tensors of a published checkpoint do not tell.
+MODEL_OPTIONS = ("preset", "model", "img_size", "num_frames", "region_size", "num_heads", "pool")
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
 
@@ -49,7 +63,9 @@ class Window:
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m mae_dfer.predict", description=DESCRIPTION)
+    parser = Parser(
+        prog="python -m mae_dfer.predict", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=RawHelp
+    )
     parser.add_argument(
         "clips",
         nargs="+",
@@ -62,7 +78,7 @@ def build_parser() -> Parser:
         required=True,
         type=Path,
         metavar="RUN",
-        help="run folder of mae_dfer.train, or one of its finetune .safetensors",
+        help="run folder of mae_dfer.train, one of its finetune .safetensors, or a published .pth",
     )
     parser.add_argument(
         "--output",
@@ -81,7 +97,40 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda … (auto: a GPU where there is one)"
     )
+    published = parser.add_argument_group("for published checkpoints; those of mae_dfer.train hold all of this")
+    published.add_argument(
+        "--classes",
+        metavar="SET",
+        help=f"{', '.join(CLASSES)}, or a file with one class name per line, in the order of the outputs",
+    )
+    add_options(
+        published,
+        TrainConfig,
+        skip=[name for name in TrainConfig.__dataclass_fields__ if name not in (*MODEL_OPTIONS, "weights", "stride")],
+    )
     return parser
+
+
+def load_model(options: argparse.Namespace) -> tuple[VideoClassifier, dict[str, Any]]:
+    """The classifier of ``--checkpoint`` and its metadata: ``classes``, ``stride``."""
+    given = vars(options)
+    named = options.classes or ""
+    classes = find_classes(named) if named else None
+    config = preset(given.get("preset", "base"))
+    config.stride = STRIDES.get(find_set(named) or "", config.stride)
+    sizes = [name for name in MODEL_OPTIONS if name in given]
+    for name in (*sizes, "weights", "stride"):
+        if name in given:
+            setattr(config, name, given[name])
+    if config.stride < 1:
+        raise UserError("--stride must be at least 1")
+    path = find_weights(options.checkpoint, stages=("finetune",))
+    if sizes and is_own(path):
+        raise UserError(f"{path} says its own sizes; leave out --{sizes[0].replace('_', '-')}")
+    model, metadata = load_classifier(
+        path, config=config, classes=classes, classes_from=named, weights=config.weights
+    )
+    return model, metadata | ({"stride": config.stride} if "stride" in given else {})
 
 
 def find_clips(inputs: Sequence[Path]) -> list[Path]:
@@ -188,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = choose_device(options.device)
     check_writable(options.output)
     clips = find_clips(options.clips)
-    model, metadata = load_classifier(options.checkpoint)
+    model, metadata = load_model(options)
     model = model.to(device)
     if metadata.get("data") == "demo":
         console.print(

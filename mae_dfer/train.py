@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .cli import HelpFormatter, Parser, add_options, command
+from .cli import Parser, RawHelp, add_options, command
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
 
@@ -39,6 +38,7 @@ RUN_OPTIONS = (
     "data_root",
     "output_dir",
     "init_from",
+    "weights",
     "fused_attn",
     "device",
     "amp",
@@ -62,7 +62,7 @@ def build_parser() -> Parser:
         usage="%(prog)s [options]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=_RawHelp,
+        formatter_class=RawHelp,
     )
     model_options = [name for name in TrainConfig.__dataclass_fields__ if name not in RUN_OPTIONS]
     run = parser.add_argument_group("run")
@@ -83,10 +83,6 @@ def build_parser() -> Parser:
     add_options(parser.add_argument_group("pre-training"), PretrainConfig, prefix="pretrain-")
     add_options(parser.add_argument_group("fine-tuning"), FinetuneConfig, prefix="finetune-")
     return parser
-
-
-class _RawHelp(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the examples."""
 
 
 def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, set[str]]:
@@ -156,6 +152,8 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.stage == "evaluate" and config.init_from is None and not resuming:
         raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
+    if config.weights != "auto" and config.init_from is None:
+        raise UserError("--weights chooses among those of --init-from; give that too")
     if config.shuffle_labels and config.stage in ("pretrain", "evaluate"):
         raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
 
@@ -231,7 +229,15 @@ def run_stages(
     elif config.stage == "evaluate":
         own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
         source = run.path if own else config.init_from or run.path
-        model, metadata = load_classifier(source, fused_attn=config.fused_attn, config=config, classes=data.classes)
+        model, metadata = load_classifier(
+            source,
+            fused_attn=config.fused_attn,
+            config=config,
+            classes=data.classes,
+            classes_from=config.data,
+            weights="auto" if own else config.weights,
+            say=say,
+        )
         for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
             if name in metadata and name not in given:
                 setattr(config, name, metadata[name])
@@ -257,7 +263,7 @@ def pretrain(config: TrainConfig, data: Any, run: Any, hardware: Any) -> dict[st
 
     task = PretrainTask(config, data, hardware)
     if config.init_from is not None and not run.list_checkpoints("pretrain"):
-        start_from(task.model, config.init_from, run)
+        start_from(task.model, config.init_from, run, config.weights)
     last = fit(task, config, run, hardware).last_record
     if hardware.is_main:
         task.draw(data.test, run)
@@ -280,7 +286,7 @@ def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[A
     hardware.barrier()  # the main process has written the checkpoint that the others read
     source = find_weights(run.path, stages=("pretrain",)) if config.stage == "all" else config.init_from
     if source is not None and not run.list_checkpoints("finetune"):
-        start_from(task.model, source, run)
+        start_from(task.model, source, run, "auto" if config.stage == "all" else config.weights)
     last = fit(task, config, run, hardware).last_record
     return task.model, {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
 

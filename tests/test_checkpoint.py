@@ -174,9 +174,10 @@ class Payload:
 
 def test_code_in_a_published_file_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"model": to_official(make()), "args": Payload()}, tmp_path / "file.pth")
-    with pytest.raises(UserError, match=r"file\.pth"):
-        load_official(make(), tmp_path / "file.pth")
+    model, other = make(), make(seed=1)
+    torch.save({"model": to_official(model), "args": Payload()}, tmp_path / "file.pth")
+    load_official(other, tmp_path / "file.pth")
+    assert_same(model, other)
     assert not (tmp_path / "payload-ran").exists()
 
 
@@ -184,6 +185,142 @@ def test_namespace_is_allowed_for_our_files_alone(tmp_path):
     torch.save({"model": to_official(make()), "args": argparse.Namespace(lr=1.0)}, tmp_path / "file.pth")
     load_official(make(), tmp_path / "file.pth")
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+class Weights(dict):
+    pass
+
+
+def prefixed(prefix):
+    return lambda weights: {prefix + name: value for name, value in weights.items()}
+
+
+WRAPPINGS = {
+    "bare": lambda weights: weights,
+    **{key: lambda weights, key=key: {key: weights, "epoch": 1} for key in ("state_dict", "model_state_dict", "best")},
+    "key in key": lambda weights: {"checkpoint": {"model": weights}},
+    "subclass of a dictionary": lambda weights: {"model": Weights(weights)},
+    **{prefix: prefixed(prefix) for prefix in ("module.", "_orig_mod.", "backbone.", "model.", "net.", "a.module.b.")},
+    "prefix twice": prefixed("module.module."),
+    "key and prefixes": lambda weights: {"module": prefixed("module._orig_mod.")(weights)},
+    "averaged model": lambda weights: {"model": prefixed("module.")(weights) | {"n_averaged": torch.tensor(3)}},
+    "optimiser": lambda weights: {"model": weights, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+    "epoch among the weights": lambda weights: weights | {"epoch": 3, "args": argparse.Namespace()},
+    "same weights twice": lambda weights: {"model": weights, "state_dict": weights},
+}
+
+
+@pytest.mark.parametrize("name", [LGI, "mae_" + VIT])
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_the_network_is_found_wherever_it_is(wrapping, name, tmp_path):
+    model, other = make(name), make(name, seed=1)
+    torch.save(WRAPPINGS[wrapping](to_official(model)), tmp_path / "file.pth")
+    report = load_official(other, tmp_path / "file.pth")
+    assert_same(model, other)
+    assert sorted(report.loaded) == sorted(other.state_dict()) and not report.fresh and not report.note
+
+
+def test_a_published_file_may_be_safetensors(tmp_path):
+    model, other = make(), make(seed=1)
+    save_file(to_official(model), tmp_path / "file.safetensors")
+    load_official(other, tmp_path / "file.safetensors")
+    assert_same(model, other)
+
+
+def test_weights_in_half_precision_are_taken():
+    model, other = make(), make(seed=1)
+    load_official(other, {name: value.bfloat16() for name, value in to_official(model).items()})
+    assert torch.equal(other.head.weight, model.head.weight.bfloat16().float())
+
+
+def test_other_parts_of_a_training_module_are_dropped_by_name():
+    model, other = make(), make(seed=1)
+    content = {"state_dict": prefixed("model.")(to_official(model)) | {"loss_fn.weight": torch.ones(7)}}
+    report = load_official(other, content)
+    assert_same(model, other)
+    assert report.dropped == ["loss_fn.weight"]
+    content["state_dict"]["model.scale"] = torch.ones(1)
+    with pytest.raises(UserError, match="unexpected scale"):
+        load_official(other, content)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "ema", "state_dict_ema", "ema_state_dict"])
+def test_the_moving_average_is_chosen_by_name(key):
+    model, average, other = make(), make(seed=1), make(seed=2)
+    content = {key: {"module": to_official(average)}, "model": to_official(model)}
+    for weights, expected in (("auto", model), ("model", model), ("ema", average)):
+        report = load_official(other, content, weights=weights)
+        assert_same(expected, other)
+        assert "--weights" in report.note and ("took model," in report.note) == (expected is model)
+    del content["model"]
+    assert not load_official(other, content).note
+    assert_same(average, other)
+    with pytest.raises(UserError, match="give --weights ema"):
+        load_official(other, content, weights="model")
+    with pytest.raises(UserError, match="holds no moving average"):
+        load_official(other, to_official(model), weights="ema")
+    with pytest.raises(UserError, match="must be one of auto, model, ema"):
+        load_official(other, to_official(model), weights="average")
+
+
+def test_the_moving_average_is_told_by_its_prefix():
+    model, average, other = make(), make(seed=1), make(seed=2)
+    content = prefixed("model.")(to_official(model)) | prefixed("ema_model.module.")(to_official(average))
+    for weights, expected in (("auto", model), ("ema", average)):
+        load_official(other, content, weights=weights)
+        assert_same(expected, other)
+
+
+def test_several_networks_are_not_guessed_among():
+    weights = to_official(make())
+    content = prefixed("student.")(weights) | prefixed("teacher.")(weights)
+    with pytest.raises(UserError, match=r"several networks \(student\., teacher\.\)"):
+        load_official(make(), content)
+    many = {key: value for i in range(20) for key, value in prefixed(f"net{i}.")(weights).items()}
+    with pytest.raises(UserError, match="20 networks"):
+        load_official(make(), many)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.zeros(7, 32).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
+        (torch.ones(1).expand(7, 32), "expanded tensor"),
+        (torch.zeros(7, 32, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(7, 32, dtype=torch.int8), "torch.int8"),
+        ([1.0], "list"),
+    ],
+)
+def test_what_is_no_weight_is_named(value, words, tmp_path):
+    model = make()
+    before = snapshot(model)
+    torch.save({"model": to_official(make(seed=1)) | {"head.weight": value}}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"head\.weight is not a plain tensor of floating-point numbers") as caught:
+        load_official(model, tmp_path / "file.pth")
+    assert words in str(caught.value)
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (torch.nn.Linear(1, 1), r"a whole object \(torch\.nn\.modules\.linear\.Linear\); save its state_dict\(\)"),
+        ({"videomae.embeddings.weight\n": torch.ones(1)}, r"no patch_embed\.proj\.weight; it holds videomae"),
+        ({}, "it holds nothing"),
+        (torch.ones(2), r"other than a state dict \(torch\.float32, shape \(2,\)\)"),
+        ([1], r"other than a state dict \(list\)"),
+    ],
+)
+def test_a_file_without_the_network_says_what_it_holds(content, words, tmp_path):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=words) as caught:
+        load_official(make(), tmp_path / "file.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_pretraining_does_not_start_from_a_classifier():
+    with pytest.raises(UserError, match="holds a classifier"):
+        load_official(make("mae_" + LGI), to_official(make()))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", "truncated", "no state dict", "absent"])
@@ -224,14 +361,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("mae_dfer.checkpoint.save_file", fail)
+    monkeypatch.setattr("mae_dfer.checkpoint.own.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_weights(make(seed=1), path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors", "truncated", "foreign", "other options", "absent"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not safetensors", b"<html></html>", "truncated", "foreign", "other options", "no JSON", "absent"],
+)
 def test_unreadable_weights(content, tmp_path):
     path = tmp_path / "weights.safetensors"
     if content == "truncated":
@@ -242,6 +382,8 @@ def test_unreadable_weights(content, tmp_path):
     elif content == "other options":
         settings = json.dumps({"model": {"name": LGI, "colour": 3}})
         save_file({"weight": torch.zeros(2)}, path, metadata={"mae_dfer": settings})
+    elif content == "no JSON":
+        save_file({"weight": torch.zeros(2)}, path, metadata={"mae_dfer": "{"})
     elif content != "absent":
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"weights\.safetensors") as caught:

@@ -179,16 +179,29 @@ class RunFolder:
 
 
 def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretrain")) -> Path:
-    """The weights that a run folder or file name stands for: the newest of the first stage that has any."""
+    """The weights that a run folder or file name stands for: the newest of the first stage that has any.
+
+    Raises:
+        UserError: nothing there, a folder without such weights, or the trainer's state instead of the weights.
+    """
     path = Path(path)
     if path.is_file():
+        weights = path.with_name(path.name.removesuffix(".state.pt") + ".safetensors")
+        if path.name.endswith(".state.pt") and weights.is_file():
+            raise UserError(f"{path} is the optimiser's state; the weights are in {weights}")
         return path
     if not path.exists():
         raise UserError(f"{path}: no such file or run folder")
+    run = RunFolder(path, write=False)
     for stage in stages:
-        found = RunFolder(path, write=False).list_checkpoints(stage)
+        found = run.list_checkpoints(stage)
         if found:
             return found[-1].weights
+    if run.list_checkpoints("pretrain"):
+        raise UserError(
+            f"{path} holds pre-training checkpoints alone; "
+            "fine-tune from it first: python -m mae_dfer.train --stage finetune --init-from it --data FOLDER"
+        )
     raise UserError(
         f"{path}: no {' or '.join(stages)} checkpoint in it; a run folder holds checkpoints/*.safetensors"
     )

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from .. import create_model
-from ..checkpoint import LoadReport, load_into, load_official, load_pretrained_encoder, load_weights
+from ..checkpoint import (
+    LoadReport,
+    describe_classifier,
+    is_own,
+    load_into,
+    load_network,
+    load_official,
+    load_pretrained_encoder,
+    load_weights,
+    read_network,
+)
 from ..config import TrainConfig
+from ..data.sets import CLASSES
 from ..errors import UserError
 from ..models import VideoClassifier, VideoModel
 from .finetune import build_classifier
@@ -15,14 +27,17 @@ from .progress import console
 from .run import RunFolder, find_weights
 
 
-def start_from(model: VideoModel, path: Path | str, run: RunFolder) -> None:
+def start_from(model: VideoModel, path: Path | str, run: RunFolder, weights: str = "auto") -> None:
     """Loads what fits of ``path`` into ``model``, and logs the names of the tensors taken, dropped and fresh.
 
     A pre-trained model hands its encoder to a classifier; anything else must match name for name.
+
+    Args:
+        weights: of a published checkpoint; see ``load_official``.
     """
     pretraining = model.config.is_mae
     weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
-    report = _load(model, weights_path, pretraining)
+    report = _load(model, weights_path, pretraining, weights)
     run.log(
         "init_from",
         path=str(weights_path),
@@ -31,6 +46,8 @@ def start_from(model: VideoModel, path: Path | str, run: RunFolder) -> None:
         fresh=report.fresh,
     )
     if run.write:
+        if report.note:
+            console.print(report.note)
         console.print(
             f"from {weights_path}: {len(report.loaded)} tensors taken over, {len(report.dropped)} dropped, "
             f"fresh: {', '.join(report.fresh) or 'none'} (all names in log.jsonl)"
@@ -43,32 +60,35 @@ def load_classifier(
     fused_attn: bool = True,
     config: TrainConfig | None = None,
     classes: list[str] | None = None,
+    classes_from: str = "classes.txt",
+    weights: str = "auto",
+    say: Callable[[str], Any] = console.print,
 ) -> tuple[VideoClassifier, dict[str, Any]]:
-    """A trained classifier and its metadata (``classes``, ``stride``, ``data``), as its checkpoint describes it.
+    """A trained classifier and its metadata (``classes``, ``stride``; ours also have ``data``).
 
-    A published checkpoint says nothing of its sizes: it takes those of ``config``, with ``classes``.
+    Args:
+        path: a run folder, one of its files, or a published checkpoint.
+        config: for a published checkpoint, the settings that its tensors do not tell: frames, regions, pooling, stride.
+            Where it sets what they do tell, it must agree with them.
+        classes: the classes' names. A checkpoint of ours must have the same; a published one has none.
+        classes_from: where ``classes`` come from, for messages.
+        weights: ``auto``, ``model`` or ``ema``; see ``load_official``.
+        say: is told what was assumed of a published checkpoint.
+
+    Raises:
+        UserError: not a classifier, or one of other classes or sizes.
     """
     weights_path = find_weights(path, stages=("finetune",))
-    if weights_path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
-        raise UserError(f"{weights_path}: not a checkpoint; give a run folder, its .safetensors, or a published .pth")
-    if weights_path.suffix != ".safetensors":
-        if config is None or classes is None:
-            raise UserError(
-                f"{weights_path}: a published checkpoint does not say its classes; "
-                "score it with python -m mae_dfer.train --stage evaluate --init-from it --data FOLDER"
-            )
-        model = build_classifier(config, len(classes))
-        load_official(model, weights_path)
-        return model, {"classes": classes, "data": config.data}
+    if not is_own(weights_path):
+        return _load_published(weights_path, config, classes, classes_from, weights, say)
+    _refuse_average(weights_path, weights)
     tensors, metadata = load_weights(weights_path)
     if _is_mae(metadata["model"]["name"]) or "classes" not in metadata:
-        raise UserError(
-            f"{weights_path}: not a classifier; fine-tune it first (--stage finetune --init-from it)"
-        )
+        raise UserError(_not_a_classifier(weights_path))
     if classes is not None and metadata["classes"] != classes:
         raise UserError(
-            f"{weights_path} was trained on other classes ({', '.join(metadata['classes'])}) than those to score "
-            f"({', '.join(classes)}); names and order must agree with classes.txt"
+            f"{weights_path} was trained on other classes ({', '.join(metadata['classes'])}) than those of "
+            f"{classes_from} ({', '.join(classes)}); names and order must agree"
         )
     settings = dict(metadata["model"])
     model = cast(VideoClassifier, create_model(settings.pop("name"), **settings | {"fused_attn": fused_attn}))
@@ -76,13 +96,68 @@ def load_classifier(
     return model.eval(), metadata
 
 
-def _load(model: VideoModel, path: Path, pretraining: bool) -> LoadReport:
-    if path.suffix != ".safetensors":
-        return load_official(model, path)
+def _load_published(
+    path: Path,
+    config: TrainConfig | None,
+    classes: list[str] | None,
+    classes_from: str,
+    weights: str,
+    say: Callable[[str], Any],
+) -> tuple[VideoClassifier, dict[str, Any]]:
+    network = read_network(path, weights)
+    if network.is_pretraining:
+        raise UserError(_not_a_classifier(path))
+    if config is None or classes is None:
+        raise UserError(
+            f"{path} does not say its classes; give --classes with one of {', '.join(CLASSES)}, "
+            "or a file with one class name per line"
+        )
+    name, told = describe_classifier(network)
+    if told["num_classes"] != len(classes):
+        raise UserError(f"{path} has {told['num_classes']} outputs; {classes_from} has {len(classes)} classes")
+    if config.model == TrainConfig.model:  # none was asked for by name: it is the one that the tensors tell
+        model = cast(VideoClassifier, create_model(name, **told | config.model_overrides(pretraining=False)))
+    else:
+        model = build_classifier(config, len(classes))
+    sizes = model.config
+    if "lg_region_tokens" in network.values and not sizes.is_vit:
+        regions, _ = network.shape("lg_region_tokens", 2)
+        if regions != sizes.num_regions:
+            raise UserError(
+                f"{path} has {regions} regions; {sizes.num_frames} frames of {sizes.img_size[0]} × {sizes.img_size[1]} "
+                f"pixels in regions of {sizes.region_size} tokens have {sizes.num_regions}: "
+                "give the --img-size, --num-frames and --region-size of its training (--preset base has the paper's)"
+            )
+    report = load_network(model, network)
+    if report.note:
+        say(report.note)
+    say(
+        f"{path} does not say what its clips are; assumed: {sizes.num_frames} frames of {sizes.img_size[0]} × "
+        f"{sizes.img_size[1]} pixels at stride {config.stride}, {sizes.num_heads} heads, mean of {sizes.pool} tokens"
+    )
+    return model.eval(), {"classes": classes, "stride": config.stride}
+
+
+def _load(model: VideoModel, path: Path, pretraining: bool, weights: str) -> LoadReport:
+    if not is_own(path):
+        return load_official(model, path, weights=weights)
+    _refuse_average(path, weights)
     tensors, metadata = load_weights(path)
     if _is_mae(metadata["model"]["name"]) and not pretraining:
         return load_pretrained_encoder(cast(VideoClassifier, model), tensors, source=str(path))
     return load_into(model, tensors, source=str(path))
+
+
+def _refuse_average(path: Path, weights: str) -> None:
+    if weights == "ema":
+        raise UserError(f"{path} holds no moving average of the weights; leave out --weights ema")
+
+
+def _not_a_classifier(path: Path) -> str:
+    return (
+        f"{path} is a pre-training checkpoint, not a classifier; "
+        "fine-tune from it first: python -m mae_dfer.train --stage finetune --init-from it --data FOLDER"
+    )
 
 
 def _is_mae(name: str) -> bool:

@@ -1,0 +1,139 @@
+"""Our own files: safetensors, with the model's configuration and the classes in their metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files import describe_impostor, write_atomically
+from ..models import ModelConfig, VideoClassifier, VideoModel
+from .report import LoadReport, check_match, shapes
+
+
+def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes a model's weights as safetensors, atomically, with its configuration and ``metadata`` in them.
+
+    Args:
+        metadata: JSON-ready values; the name ``model`` is taken by the configuration.
+
+    Raises:
+        TypeError: not a model of this package, a wrapped one (unwrap it first), or metadata that is not JSON.
+        ValueError: metadata with the name ``model``.
+    """
+    if not isinstance(model, VideoModel):
+        raise TypeError(f"save_weights takes a model of create_model, unwrapped; got {type(model).__name__}")
+    metadata = dict(metadata or {})
+    if "model" in metadata:
+        raise ValueError("metadata may not hold 'model': that is where the model's configuration goes")
+    described = json.dumps({"model": model.config.to_dict()} | metadata)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(
+        path,
+        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", "mae_dfer": described}),
+    )
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what :func:`save_weights` wrote.
+
+    Returns:
+        The state dict, on the CPU; and the metadata, with the model's configuration under ``model``
+        (``ModelConfig.from_dict`` reads it).
+
+    Raises:
+        UserError: no such file, a truncated one, or one that is not of this package.
+    """
+    path = Path(path)
+    tensors, described = read_safetensors(path)
+    if described is None:
+        raise UserError(f"{path}: no mae_dfer metadata in it; it is not a checkpoint of this package")
+    try:
+        metadata = json.loads(described)
+        ModelConfig.from_dict(metadata["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: its mae_dfer metadata do not describe a model; download or copy it again") from None
+    return tensors, metadata
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors, by its first bytes: the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is safetensors of :func:`save_weights`; False also for one that cannot be read."""
+    if not is_safetensors(path):
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "mae_dfer" in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a safetensors file, and what this package wrote into its metadata, if it was this package.
+
+    Raises:
+        UserError: a file that is missing, damaged, cut short, or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        impostor = describe_impostor(path)
+        if impostor is not None:
+            raise UserError(f"{path} is {impostor}")
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get("mae_dfer")
+            return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
+
+
+def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "weights") -> LoadReport:
+    """``model.load_state_dict``, strict, with a one-line error that names ``source``.
+
+    Raises:
+        UserError: any name or shape that differs; nothing is loaded then.
+    """
+    check_match(shapes(state_dict), shapes(model.state_dict()), source)
+    model.load_state_dict(state_dict)
+    return LoadReport(loaded=list(state_dict))
+
+
+def load_pretrained_encoder(
+    classifier: VideoClassifier, state_dict: Mapping[str, Tensor], source: str = "the pre-trained encoder"
+) -> LoadReport:
+    """Starts a classifier from a pre-training model of this package: takes the encoder, strictly.
+
+    Args:
+        state_dict: our names, as of ``mae.state_dict()`` or :func:`load_weights`.
+
+    Returns:
+        What was loaded, dropped (final norm, decoder, mask token) and left fresh (``fc_norm``, ``head``).
+
+    Raises:
+        UserError: an encoder of other names or shapes; nothing is loaded then.
+    """
+    ours = classifier.state_dict()
+    encoder = {name: value for name, value in state_dict.items() if name.startswith("encoder.")}
+    expected = {name: value for name, value in ours.items() if name.startswith("encoder.")}
+    check_match(shapes(encoder), shapes(expected), source)
+    classifier.load_state_dict(encoder, strict=False)
+    return LoadReport(
+        loaded=list(expected),
+        dropped=[name for name in state_dict if name not in encoder],
+        fresh=[name for name in ours if name not in expected],
+    )
