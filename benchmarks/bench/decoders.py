@@ -160,12 +160,12 @@ class Ours:
         self.version = str(importlib.import_module("mae_dfer").__version__)
 
     def clip(self, path: str, indices: Sequence[int]) -> Frames:
-        with self._video.open_video(path) as video:
+        with self._video.open_video(path, square_pixels=True) as video:
             frames: Frames = video.get(indices)
             return frames
 
     def whole(self, path: str) -> Iterator[Frames]:
-        with self._video.open_video(path) as video:
+        with self._video.open_video(path, square_pixels=True) as video:
             yield video.get(range(video.num_frames))
 
 

@@ -179,15 +179,15 @@ class VideoFile(Video):
     def _set_times(self) -> None:
         """From timestamps, or by the mean rate where they are missing or run backwards, as in AVI."""
         step = 1 / self.fps if self.fps else None
-        stamps = [stamp for stamp in self._stamps if stamp is not None]
-        unit = self._stream.time_base
-        if len(stamps) == self.num_frames and unit and all(a < b for a, b in itertools.pairwise(stamps)):
+        stamps = np.array([stamp for stamp in self._stamps if stamp is not None], dtype=np.int64)
+        unit = float(self._stream.time_base or 0)
+        if len(stamps) == self.num_frames and unit and (np.diff(stamps) > 0).all():
             start = self._container.start_time  # of the earliest stream, in microseconds
-            offset = stamps[0] * float(unit) if start is None else start / 1e6
-            self.times = np.array([stamp * float(unit) - offset for stamp in stamps])
-            step = self._last_duration * float(unit) or step
+            offset = stamps[0] * unit if start is None else start / 1e6
+            self.times = np.asarray(stamps * unit - offset, dtype=np.float64)
+            step = self._last_duration * unit or step
         elif step is not None:
-            self.times = np.array([i * step for i in range(self.num_frames)])
+            self.times = np.asarray(np.arange(self.num_frames) * step, dtype=np.float64)
         if self.times is not None:
             self.end = float(self.times[-1]) + (step or 0.0)
 
@@ -220,7 +220,7 @@ class VideoFile(Video):
         """Frames from the last key frame at or before those ``wanted``; from the start if the seek misses."""
         stamp = min(wanted)
         at = bisect.bisect_right(self._keys, stamp, key=lambda key: key[0]) - 1
-        if at <= 0:
+        if at < 0:
             return self._frames_from_start(wanted)
         self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
         frames = self._frames(wanted)
