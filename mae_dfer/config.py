@@ -137,8 +137,8 @@ class TrainConfig:
     workers: int | None = option(
         None, "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)"
     )
-    decoder: str = option(
-        "pyav", "what decodes video; decord only takes H.264 in mp4, pyav the rest", choices=("pyav", "decord")
+    video_decoder: str = option(
+        "pyav", "what reads video files; decord reads plain H.264 in mp4 alone, pyav the rest", choices=("pyav", "decord")
     )
     cache_gb: float = option(0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB")
     save_every: float = option(

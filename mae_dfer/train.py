@@ -19,8 +19,8 @@ DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
 
 With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny preset on it, and scores it:
-some twelve minutes on two CPU cores. For your own videos: a folder with classes.txt (a name a line), train.txt and
-test.txt (lines `path label`, label counted from 0), given as --data."""
+some twelve minutes on two CPU cores. For your own videos: a folder with classes.txt (one class name per line),
+train.txt and test.txt (`path label` on each line; labels are class names, or count from 0), given as --data."""
 
 EXAMPLES = """\
 examples:
@@ -46,7 +46,7 @@ RUN_OPTIONS = (
     "protocol",
     "seed",
     "workers",
-    "decoder",
+    "video_decoder",
     "cache_gb",
     "save_every",
     "keep_checkpoints",

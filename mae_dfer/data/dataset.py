@@ -40,7 +40,7 @@ class ClipConfig:
     ``protocol``: "published" resizes and augments frames as the published code does, to the last pixel; "corrected"
     resizes training frames five times as fast, and differs by a grey level or two in one pixel of 25. Published, too,
     is to take all pixels for square; else frames are shown with their aspect ratio.
-    ``decoder``: as in :func:`open_video`.
+    ``video_decoder``: the ``decoder`` of :func:`open_video`.
     ``cache_gb``: keep decoded frames of whole videos in memory, up to this much in each decoding process, so that
     a small set is decoded once; 0 decodes every time. What is drawn does not depend on it.
     """
@@ -64,7 +64,7 @@ class ClipConfig:
     num_crops: int = 2
     cache_gb: float = 0.0
     protocol: str = "corrected"
-    decoder: str = "pyav"
+    video_decoder: str = "pyav"
 
     def __post_init__(self) -> None:
         size = (self.img_size, self.img_size) if isinstance(self.img_size, int) else tuple(self.img_size)
@@ -192,7 +192,7 @@ class ClipDataset(Dataset[Any]):
             return frames[self._indices(len(frames), view, rng)]
         config = self.config
         square = config.protocol == "published"
-        with open_video(path, square_pixels=square, decoder=config.decoder) as video:
+        with open_video(path, square_pixels=square, decoder=config.video_decoder) as video:
             indices = self._indices(video.num_frames, view, rng)
             if self._cache_left <= 0:
                 return video.get(indices, config.size)

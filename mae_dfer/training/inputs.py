@@ -56,7 +56,7 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         num_segments=config.num_segments,
         cache_gb=config.cache_gb,
         protocol=config.protocol,
-        decoder=config.decoder,
+        video_decoder=config.video_decoder,
     )
 
 
