@@ -138,7 +138,7 @@ class TrainConfig:
         None, "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)"
     )
     video_decoder: str = option(
-        "pyav", "what reads video files; decord reads plain H.264 in mp4 alone, pyav the rest", choices=("pyav", "decord")
+        "pyav", "what reads video files (decord: plain H.264 in mp4, and pyav the rest)", choices=("pyav", "decord")
     )
     cache_gb: float = option(0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB")
     save_every: float = option(
