@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -14,6 +13,7 @@ import torch
 from .cli import Parser, RawHelp, add_options, command
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
+from .settings_check import check_settings
 
 DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
@@ -68,7 +68,7 @@ def build_parser() -> Parser:
     run = parser.add_argument_group("run")
     add_options(run, TrainConfig, skip=model_options)
     run.add_argument(
-        "--resume", metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
+        "--resume", type=Path, metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
     )
     run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
     run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
@@ -97,7 +97,7 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
                 raise UserError(
                     f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder"
                 )
-        config = TrainConfig.load(Path(resume) / "config.json")
+        config = TrainConfig.load(resume / "config.json")
     else:
         config = preset(given.get("preset", "tiny"))
     for name in BOTH_STAGES:
@@ -112,44 +112,14 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
         else:
             setattr(config, name, value)
     check(config, resuming=resume is not None)
-    return config, Path(resume) if resume else None, names
+    return config, resume, names
 
 
 def check(config: TrainConfig, *, resuming: bool = False) -> None:
-    """Refuses settings that cannot work, before anything is read or written."""
-    for stage in ("pretrain", "finetune"):
-        settings = getattr(config, stage)
-        for name in ("epochs", "batch_size"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} (--{stage}-{name.replace('_', '-')}) must be at least 1")
-        if not 0 < settings.lr < math.inf:
-            raise UserError(f"--lr (--{stage}-lr) must be above 0")
-        if not 0 <= settings.beta2 < 1:
-            raise UserError(f"--{stage}-beta2 must lie in [0, 1)")
-        for name in ("min_lr", "warmup_epochs", "patch_embed_lr_scale", "weight_decay", "clip_grad"):
-            _require_not_negative(f"{stage}-{name}", getattr(settings, name))
-        if settings.weight_decay_end is not None:
-            _require_not_negative(f"{stage}-weight-decay-end", settings.weight_decay_end)
-    for name in ("mixup", "cutmix", "layer_decay"):
-        _require_not_negative(f"finetune-{name}", getattr(config.finetune, name))
-    for name in ("label_smoothing", "still_mix"):
-        if not 0 <= getattr(config.finetune, name) < 1:
-            raise UserError(f"--finetune-{name.replace('_', '-')} must lie in [0, 1)")
+    """Refuses settings that cannot work, or contradict each other, before anything is read or written."""
+    check_settings(config, _option)
     if (config.finetune.mixup or config.finetune.cutmix) and config.finetune.batch_size % 2:
         raise UserError("mixup and cutmix work on pairs of clips: give an even --finetune-batch-size, or both as 0")
-    for name in ("pretrain.mask_ratio", "pretrain.appearance_weight"):
-        value = getattr(config.pretrain, name.split(".")[1])
-        if not (0 < value < 1 or (value in (0, 1) and name.endswith("weight"))):
-            raise UserError(f"--{name.replace('.', '-').replace('_', '-')} must lie between 0 and 1")
-    for name in ("seed", "cache_gb", "save_every", "max_bad_files"):
-        _require_not_negative(name, getattr(config, name))
-    if config.seed >= 2**63:
-        raise UserError("--seed must be below 2**63")
-    if config.workers is not None:
-        _require_not_negative("workers", config.workers)
-    for name in ("stride", "num_segments", "keep_checkpoints"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.stage == "evaluate" and config.init_from is None and not resuming:
         raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
     if config.weights != "auto" and config.init_from is None:
@@ -158,9 +128,12 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
         raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
 
 
-def _require_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
+def _option(group: str, name: str) -> str:
+    """How a setting is spelled on the command line."""
+    option = f"--{group}-{name}" if group else f"--{name}"
+    if group and name in BOTH_STAGES:
+        option = f"--{name} ({option})"
+    return option.replace("_", "-")
 
 
 @command
