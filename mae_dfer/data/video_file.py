@@ -42,9 +42,13 @@ _WIDEST_PIXEL = 10.0
 
 
 class VideoFile(Video):
-    """A video file; frames are counted in the order they are shown."""
+    """A video file; frames are counted in the order they are shown.
 
-    def __init__(self, path: str, square_pixels: bool = False) -> None:
+    With ``only_check`` it raises what it would otherwise, as far as that takes no decoding beyond the first frame; no
+    frame can be had of it.
+    """
+
+    def __init__(self, path: str, square_pixels: bool = False, *, only_check: bool = False) -> None:
         self.path = path
         self._square_pixels = square_pixels
         self._graphs: dict[tuple[object, ...], av.filter.Graph] = {}
@@ -54,7 +58,7 @@ class VideoFile(Video):
                 raise VideoError(path, truncation)
             # Now: while it decodes, the stream's size follows that of its frames.
             self._declared_size = self._stream.codec_context.width, self._stream.codec_context.height
-            self._index()
+            self._index(only_check)
         except BaseException:
             self.close()
             raise
@@ -107,7 +111,7 @@ class VideoFile(Video):
 
     # Which frames there are.
 
-    def _index(self) -> None:
+    def _index(self, only_check: bool) -> None:
         """Learn the number of frames, their times, and where seeks may land.
 
         Where packets tell, they are read once, which decodes nothing. Other files are decoded whole, and frames kept
@@ -125,7 +129,9 @@ class VideoFile(Video):
             and context.field_order in _PROGRESSIVE
             and self._index_packets()
         )
-        if not self._timed:
+        if only_check:
+            self._stamps = [frame.pts for frame in itertools.islice(self._frames_from_start(), 1)]
+        elif not self._timed:
             self._index_frames()
         self.num_frames = len(self._stamps)
         if self.num_frames == 0:
