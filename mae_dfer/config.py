@@ -122,7 +122,7 @@ class TrainConfig:
     )
     data: str = option(
         "demo",
-        "folder with classes.txt, train.txt, test.txt; 'demo' draws a set of faces, once",
+        "folder with classes.txt, train.txt, test.txt; of videos for --stage pretrain; 'demo' draws faces, once",
         metavar="FOLDER",
     )
     data_root: str | None = option(
@@ -176,6 +176,7 @@ class TrainConfig:
     max_bad_files: int = option(
         20, "stop training when more unreadable videos than this were met", bounds=_NOT_NEGATIVE
     )
+    allow_empty_classes: bool = option(False, "train although a class of classes.txt has no training clip")
     shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
 
     model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")

@@ -8,11 +8,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .cli import Parser, RawHelp, add_options, command
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
+from .models.memory import tell_exhaustion
 from .settings_check import check_settings
 
 DESCRIPTION = """\
@@ -20,7 +22,8 @@ Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelle
 
 With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny preset on it, and scores it:
 some twelve minutes on two CPU cores. For your own videos: a folder with classes.txt (a name a line), train.txt and
-test.txt (lines `path label`, label counted from 0), given as --data."""
+test.txt (lines `path label`, label counted from 0), given as --data. Pre-training alone (--stage pretrain) needs no
+labels: a folder with pretrain.txt (a path a line), or any folder of videos."""
 
 EXAMPLES = """\
 examples:
@@ -51,6 +54,7 @@ RUN_OPTIONS = (
     "save_every",
     "keep_checkpoints",
     "max_bad_files",
+    "allow_empty_classes",
     "shuffle_labels",
 )
 BOTH_STAGES = ("epochs", "batch_size", "lr")
@@ -140,16 +144,17 @@ def _option(group: str, name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     config, resume, given = parse_config(argv)
     # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
+    from .training.checks import check_inputs, check_models
     from .training.hardware import close_hardware, open_hardware
-    from .training.inputs import check_inputs, open_data
+    from .training.inputs import open_data
     from .training.run import RunFolder
 
     hardware = open_hardware(config)
     try:
-        model = model_config(config)
+        model = check_models(config, hardware)
         backend = encoder_backend(model, config.fused_attn, hardware)
         data = open_data(config, hardware)
-        check_inputs(config, data, model)
+        check_inputs(config, data, model, hardware)
         # One process makes the folder: others would find it there, or name it a second later.
         path = resume or Path(hardware.decide(lambda: str(RunFolder.create(config))))
         run = RunFolder(path, write=hardware.is_main)
@@ -171,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@tell_exhaustion()
 def run_stages(
     config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str, given: Collection[str] = ()
 ) -> None:
@@ -223,6 +229,8 @@ def run_stages(
     results["seconds"] = round(time.monotonic() - started, 1)
     if hardware.is_main:
         run.write_json("metrics.json", results)
+        if config.stage != "pretrain":  # after the results: no picture may cost them
+            draw_score(results, run)
         say(f"results in {run.path}")
 
 
@@ -239,7 +247,7 @@ def pretrain(config: TrainConfig, data: Any, run: Any, hardware: Any) -> dict[st
         start_from(task.model, config.init_from, run, config.weights)
     last = fit(task, config, run, hardware).last_record
     if hardware.is_main:
-        task.draw(data.test, run)
+        task.draw(data.test or data.pretrain, run)
     return {
         "pretrain_loss": last["loss"],
         "pretrain_loss_predicting_zero": last["zero"],
@@ -264,12 +272,11 @@ def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[A
     return task.model, {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
 
 
-def model_config(config: TrainConfig) -> Any:
-    """The classifier's configuration. Raises where the model itself is impossible."""
-    from . import create_model
+def draw_score(results: dict[str, Any], run: Any) -> None:
+    from .training.pictures import draw_confusion_matrix
 
-    with torch.device("meta"):  # sizes alone: the mistakes of a model should show before a data set is drawn
-        return create_model(config.model, **config.model_overrides(pretraining=False)).config
+    confusion, path = np.array(results["confusion_matrix"]), run.path / "confusion_matrix.png"
+    draw_confusion_matrix(confusion, results["classes"], results["uar"], results["war"], path)
 
 
 def encoder_backend(model: Any, fused_attn: bool, hardware: Any) -> str:
