@@ -15,16 +15,37 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
 
 
+class Bounds(typing.NamedTuple):
+    """The numbers that an option takes: from ``low`` to ``high``, each without the number itself where it is open."""
+
+    low: float
+    high: float
+    low_open: bool = False
+    high_open: bool = False
+
+
 def option(
-    default: Any, help: str, *, choices: Sequence[str] | None = None, metavar: str | None = None
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    bounds: Bounds | None = None,
+    may_be_empty: bool = False,
 ) -> Any:
-    """A dataclass field that is also a command-line option."""
-    metadata = {"help": help, "choices": choices, "metavar": metavar}
+    """A dataclass field that is also a command-line option.
+
+    Args:
+        bounds: of a number, or of each number of a tuple.
+        may_be_empty: whether the empty text is a value.
+    """
+    metadata = {"help": help, "choices": choices, "metavar": metavar, "bounds": bounds, "may_be_empty": may_be_empty}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -34,6 +55,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+        self.register("type", Path, _path)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every option)")
@@ -50,6 +72,12 @@ class Parser(argparse.ArgumentParser):
         name = argument.split("=")[0]
         near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
         return f"unknown option {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _path(text: str) -> Path:
+    if not text:  # which Path takes for the current folder
+        raise argparse.ArgumentTypeError("the name is empty; give that of a file or folder")
+    return Path(text)
 
 
 class HelpFormatter(argparse.HelpFormatter):

@@ -7,40 +7,50 @@ The defaults are the paper's (arXiv 2307.02227, section 4.1 and its published co
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cli import option
+from .cli import Bounds, option
 from .errors import UserError
 from .files import write_atomically
+from .settings_check import read_settings
 
 STAGES = ("pretrain", "finetune", "evaluate", "all")
 PRESETS = ("tiny", "small", "base")
 PROTOCOLS = ("corrected", "published")
+
+# Beyond these, numbers overflow somewhere, or a run would never end.
+_POSITIVE, _NOT_NEGATIVE = Bounds(1, 10**9), Bounds(0, 10**9)
+_RATE, _LEARNING_RATE = Bounds(0, 1e30), Bounds(0, 1e30, low_open=True)
+_FACTOR = Bounds(0, 100)
+_SHARE, _BELOW_ONE = Bounds(0, 1), Bounds(0, 1, high_open=True)
+_PART = Bounds(0, 1, low_open=True)
 
 
 @dataclass
 class StageConfig:
     """What both training stages have; the numbers are those of pre-training."""
 
-    epochs: int = option(100, "passes over the training clips")
-    batch_size: int = option(160, "clips per step, over all devices")
-    lr: float = option(3e-4, "learning rate per 256 clips")
-    min_lr: float = option(1e-5, "learning rate at the end of the cosine, per 256 clips")
-    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0")
+    epochs: int = option(100, "passes over the training clips", bounds=_POSITIVE)
+    batch_size: int = option(160, "clips per step, over all devices", bounds=_POSITIVE)
+    lr: float = option(3e-4, "learning rate per 256 clips", bounds=_LEARNING_RATE)
+    min_lr: float = option(1e-5, "learning rate at the end of the cosine, per 256 clips", bounds=_RATE)
+    warmup_epochs: float = option(5.0, "epochs of linear warm-up from 0", bounds=_NOT_NEGATIVE)
     optimizer: str = option(
         "adamw", "adamw is the paper's; muon adds Muon for the matrices of the blocks", choices=("adamw", "muon")
     )
-    patch_embed_lr_scale: float = option(1.0, "factor on the patch embedding's learning rate")
-    weight_decay: float = option(0.05, "weight decay (never on biases, norms and tokens)")
+    patch_embed_lr_scale: float = option(1.0, "factor on the patch embedding's learning rate", bounds=_FACTOR)
+    weight_decay: float = option(0.05, "weight decay (never on biases, norms and tokens)", bounds=_FACTOR)
     weight_decay_end: float | None = option(
-        None, "weight decay at the last step, reached along a cosine (default: it does not change)", metavar="X"
+        None,
+        "weight decay at the last step, reached along a cosine (default: it does not change)",
+        metavar="X",
+        bounds=_FACTOR,
     )
-    beta2: float = option(0.95, "AdamW's second beta")
-    clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)")
+    beta2: float = option(0.95, "AdamW's second beta", bounds=_BELOW_ONE)
+    clip_grad: float = option(0.0, "clip the gradient norm to this (0: do not)", bounds=_RATE)
     layer_decay: float = 1.0  # an option of fine-tuning alone
 
 
@@ -58,35 +68,44 @@ class PretrainConfig(StageConfig):
         "hide one half of the face: drawn once a clip, or once a window",
         choices=("none", "global", "local"),
     )
-    mask_ratio: float = option(0.9, "share of the tokens that is hidden")
-    crop_scales: tuple[float, ...] = option((1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side")
+    mask_ratio: float = option(0.9, "share of the tokens that is hidden", bounds=Bounds(0, 1, True, True))
+    crop_scales: tuple[float, ...] = option(
+        (1.0, 0.875, 0.75, 0.66), "multi-scale crop: shares of the frame's side", bounds=_PART
+    )
     face_box: tuple[int, int, int, int] | None = option(
         None,
         "cut this out of every frame first; the 224-pixel frames of VoxCeleb2 want 0,32,160,160",
         metavar="TOP,LEFT,HEIGHT,WIDTH",
+        bounds=_NOT_NEGATIVE,
     )
-    appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion")
+    appearance_weight: float = option(0.5, "weight of appearance in the loss; the rest is for motion", bounds=_SHARE)
 
 
 @dataclass
 class FinetuneConfig(StageConfig):
     """Supervised training of the classifier (paper, section 4.1)."""
 
-    batch_size: int = option(96, "clips per step, over all devices")
-    lr: float = option(1e-3, "learning rate per 256 clips")
-    min_lr: float = option(1e-6, "learning rate at the end of the cosine, per 256 clips")
-    beta2: float = option(0.999, "AdamW's second beta")
-    layer_decay: float = option(0.75, "learning rate factor from one layer to the one below")
-    drop_path: float = option(0.1, "stochastic depth rate of the last block (rises linearly)")
-    mixup: float = option(0.8, "mixup alpha (0: off)")
-    cutmix: float = option(1.0, "cutmix alpha (0: off)")
+    batch_size: int = option(96, "clips per step, over all devices", bounds=_POSITIVE)
+    lr: float = option(1e-3, "learning rate per 256 clips", bounds=_LEARNING_RATE)
+    min_lr: float = option(1e-6, "learning rate at the end of the cosine, per 256 clips", bounds=_RATE)
+    beta2: float = option(0.999, "AdamW's second beta", bounds=_BELOW_ONE)
+    layer_decay: float = option(0.75, "learning rate factor from one layer to the one below", bounds=_SHARE)
+    drop_path: float = option(0.1, "stochastic depth rate of the last block (rises linearly)", bounds=_BELOW_ONE)
+    mixup: float = option(0.8, "mixup alpha (0: off)", bounds=_RATE)
+    cutmix: float = option(1.0, "cutmix alpha (0: off)", bounds=_RATE)
     still_mix: float = option(
-        0.0, "blend each clip with one frame of another, at a share drawn from 0 to this (0: off)"
+        0.0, "blend each clip with one frame of another, at a share drawn from 0 to this (0: off)", bounds=_BELOW_ONE
     )
-    label_smoothing: float = option(0.1, "label smoothing")
-    rand_augment: str = option("rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)")
-    crop_area: tuple[float, float] = option((0.08, 1.0), "smallest and largest share of the frame a crop keeps")
-    crop_aspect: tuple[float, float] = option((3 / 4, 4 / 3), "smallest and largest width/height of a crop")
+    label_smoothing: float = option(0.1, "label smoothing", bounds=_BELOW_ONE)
+    rand_augment: str = option(
+        "rand-m7-n4-mstd0.5-inc1", "timm RandAugment policy, one draw a clip ('': none)", may_be_empty=True
+    )
+    crop_area: tuple[float, float] = option(
+        (0.08, 1.0), "smallest and largest share of the frame a crop keeps", bounds=_PART
+    )
+    crop_aspect: tuple[float, float] = option(
+        (3 / 4, 4 / 3), "smallest and largest width/height of a crop", bounds=Bounds(1e-3, 1e3)
+    )
     flip_prob: float = option(0.5, "probability of a horizontal flip")
     erase_prob: float = option(0.25, "probability of erasing one box of the clip")
 
@@ -103,7 +122,7 @@ class TrainConfig:
     )
     data: str = option(
         "demo",
-        "folder with classes.txt, train.txt, test.txt; 'demo' draws a set of faces, once",
+        "folder with classes.txt, train.txt, test.txt; of videos for --stage pretrain; 'demo' draws faces, once",
         metavar="FOLDER",
     )
     data_root: str | None = option(
@@ -133,32 +152,44 @@ class TrainConfig:
         "published: what the authors' code does, to the last number; corrected: without its defects (docs/protocol.md)",
         choices=PROTOCOLS,
     )
-    seed: int = option(0, "all randomness is a function of (seed, epoch, clip)")
+    seed: int = option(
+        0, "all randomness is a function of (seed, epoch, clip)", bounds=Bounds(0, 2**63, high_open=True)
+    )
     workers: int | None = option(
-        None, "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)"
+        None,
+        "processes that decode video (default: one a core, at most 8; none where a CPU trains with --cache-gb)",
+        bounds=Bounds(0, 1024),
     )
     video_decoder: str = option(
         "pyav", "what reads video files (decord: plain H.264 in mp4, and pyav the rest)", choices=("pyav", "decord")
     )
-    cache_gb: float = option(0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB")
+    cache_gb: float = option(
+        0.0, "memory for decoded videos in each decoding process; for small sets", metavar="GB", bounds=_NOT_NEGATIVE
+    )
     save_every: float = option(
         5.0,
         "also save when this many minutes have passed since the last checkpoint (the end of an epoch always saves)",
         metavar="MINUTES",
+        bounds=_NOT_NEGATIVE,
     )
-    keep_checkpoints: int = option(2, "how many checkpoints of a stage to keep")
-    max_bad_files: int = option(20, "stop training when more unreadable videos than this were met")
+    keep_checkpoints: int = option(2, "how many checkpoints of a stage to keep", bounds=_POSITIVE)
+    max_bad_files: int = option(
+        20, "stop training when more unreadable videos than this were met", bounds=_NOT_NEGATIVE
+    )
+    allow_empty_classes: bool = option(False, "train although a class of classes.txt has no training clip")
     shuffle_labels: bool = option(False, "control: permute the training labels; the score must fall to chance")
 
     model: str = option("lgi_former_base_patch16_160", "model name (mae_dfer.list_models())")
-    img_size: tuple[int, int] | None = option(None, "frame size in pixels: side, or height,width")
-    num_frames: int | None = option(None, "frames per clip")
-    stride: int = option(4, "every how many frames of the video one is taken")
-    patch_size: int | None = option(None, "side of a patch in pixels")
-    region_size: tuple[int, int, int] | None = option(None, "local region in tokens: time,height,width")
-    embed_dim: int | None = option(None, "width of the encoder")
-    depth: int | None = option(None, "encoder blocks")
-    num_heads: int | None = option(None, "attention heads of the encoder")
+    img_size: tuple[int, int] | None = option(None, "frame size in pixels: side, or height,width", bounds=_POSITIVE)
+    num_frames: int | None = option(None, "frames per clip", bounds=_POSITIVE)
+    stride: int = option(4, "every how many frames of the video one is taken", bounds=_POSITIVE)
+    patch_size: int | None = option(None, "side of a patch in pixels", bounds=_POSITIVE)
+    region_size: tuple[int, int, int] | None = option(
+        None, "local region in tokens: time,height,width", bounds=_POSITIVE
+    )
+    embed_dim: int | None = option(None, "width of the encoder", bounds=_POSITIVE)
+    depth: int | None = option(None, "encoder blocks", bounds=_POSITIVE)
+    num_heads: int | None = option(None, "attention heads of the encoder", bounds=_POSITIVE)
     local_attention: str | None = option(None, "step 1 of the block", choices=("self", "representative"))
     global_attention: bool | None = option(None, "step 2 of the block: attention among representative tokens")
     exchange: str | None = option(None, "step 3 of the block", choices=("cross", "self", "none"))
@@ -171,10 +202,12 @@ class TrainConfig:
         "of the residual stream (default: parameters', float32; autocast: that of --amp, less memory, coarser sums)",
         choices=("parameters", "autocast"),
     )
-    decoder_depth: int | None = option(None, "decoder blocks (pre-training)")
-    decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)")
-    decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)")
-    num_segments: int = option(2, "windows per test video whose probabilities are averaged")
+    decoder_depth: int | None = option(None, "decoder blocks (pre-training)", bounds=_POSITIVE)
+    decoder_embed_dim: int | None = option(None, "width of the decoder (pre-training)", bounds=_POSITIVE)
+    decoder_num_heads: int | None = option(None, "attention heads of the decoder (pre-training)", bounds=_POSITIVE)
+    num_segments: int = option(
+        2, "windows per test video whose probabilities are averaged", bounds=Bounds(1, 10_000)
+    )
 
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
@@ -207,11 +240,7 @@ class TrainConfig:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`. Raises :class:`UserError` on a name or a value that does not belong."""
-        values = dict(_named(values))
-        nested = {"pretrain": PretrainConfig, "finetune": FinetuneConfig}
-        for name, kind in nested.items():
-            values[name] = _build(kind, values.get(name, {}))
-        return _build(TrainConfig, values)
+        return read_settings(TrainConfig, values)
 
     def save(self, path: Path) -> None:
         write_atomically(path, lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n"))
@@ -219,33 +248,13 @@ class TrainConfig:
     @staticmethod
     def load(path: Path) -> TrainConfig:
         try:
-            return TrainConfig.from_dict(json.loads(path.read_text()))
+            return TrainConfig.from_dict(json.loads(path.read_bytes()))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path.parent} is not the folder of an earlier run: it has no {path.name}") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # of what is no text, too, and of too long numbers
             raise UserError(f"{path}: not valid JSON ({error})") from None
-
-
-def _named(values: Any) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(f"settings are names and values, not {values!r}")
-    return values
-
-
-def _build(kind: Any, values: Any) -> Any:
-    known = {field.name: field.default for field in dataclasses.fields(kind)}
-    for name, value in _named(values).items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(f"unknown setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        default = known[name]
-        wanted = (int, float) if isinstance(default, float) else type(default)
-        if isinstance(default, (bool, int, float, str)) and not isinstance(value, wanted):
-            raise UserError(f"{name} is {value!r}, where a value like {default!r} belongs")
-    # JSON has no tuples.
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def preset(name: str) -> TrainConfig:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .cli import Parser, RawHelp, add_options, command
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
+from .models.memory import tell_exhaustion
+from .settings_check import check_settings
 
 DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
 
 With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny preset on it, and scores it:
 some twelve minutes on two CPU cores. For your own videos: a folder with classes.txt (one class name per line),
-train.txt and test.txt (`path label` on each line; labels are class names, or count from 0), given as --data."""
+train.txt and test.txt (`path label` on each line; labels are class names, or count from 0), given as --data.
+Pre-training alone (--stage pretrain) needs no labels: a folder with pretrain.txt (one path per line), or any folder of
+videos."""
 
 EXAMPLES = """\
 examples:
@@ -51,6 +55,7 @@ RUN_OPTIONS = (
     "save_every",
     "keep_checkpoints",
     "max_bad_files",
+    "allow_empty_classes",
     "shuffle_labels",
 )
 BOTH_STAGES = ("epochs", "batch_size", "lr")
@@ -68,7 +73,7 @@ def build_parser() -> Parser:
     run = parser.add_argument_group("run")
     add_options(run, TrainConfig, skip=model_options)
     run.add_argument(
-        "--resume", metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
+        "--resume", type=Path, metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
     )
     run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
     run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
@@ -97,7 +102,7 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
                 raise UserError(
                     f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder"
                 )
-        config = TrainConfig.load(Path(resume) / "config.json")
+        config = TrainConfig.load(resume / "config.json")
     else:
         config = preset(given.get("preset", "tiny"))
     for name in BOTH_STAGES:
@@ -112,44 +117,14 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
         else:
             setattr(config, name, value)
     check(config, resuming=resume is not None)
-    return config, Path(resume) if resume else None, names
+    return config, resume, names
 
 
 def check(config: TrainConfig, *, resuming: bool = False) -> None:
-    """Refuses settings that cannot work, before anything is read or written."""
-    for stage in ("pretrain", "finetune"):
-        settings = getattr(config, stage)
-        for name in ("epochs", "batch_size"):
-            if getattr(settings, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} (--{stage}-{name.replace('_', '-')}) must be at least 1")
-        if not 0 < settings.lr < math.inf:
-            raise UserError(f"--lr (--{stage}-lr) must be above 0")
-        if not 0 <= settings.beta2 < 1:
-            raise UserError(f"--{stage}-beta2 must lie in [0, 1)")
-        for name in ("min_lr", "warmup_epochs", "patch_embed_lr_scale", "weight_decay", "clip_grad"):
-            _require_not_negative(f"{stage}-{name}", getattr(settings, name))
-        if settings.weight_decay_end is not None:
-            _require_not_negative(f"{stage}-weight-decay-end", settings.weight_decay_end)
-    for name in ("mixup", "cutmix", "layer_decay"):
-        _require_not_negative(f"finetune-{name}", getattr(config.finetune, name))
-    for name in ("label_smoothing", "still_mix"):
-        if not 0 <= getattr(config.finetune, name) < 1:
-            raise UserError(f"--finetune-{name.replace('_', '-')} must lie in [0, 1)")
+    """Refuses settings that cannot work, or contradict each other, before anything is read or written."""
+    check_settings(config, _option)
     if (config.finetune.mixup or config.finetune.cutmix) and config.finetune.batch_size % 2:
         raise UserError("mixup and cutmix work on pairs of clips: give an even --finetune-batch-size, or both as 0")
-    for name in ("pretrain.mask_ratio", "pretrain.appearance_weight"):
-        value = getattr(config.pretrain, name.split(".")[1])
-        if not (0 < value < 1 or (value in (0, 1) and name.endswith("weight"))):
-            raise UserError(f"--{name.replace('.', '-').replace('_', '-')} must lie between 0 and 1")
-    for name in ("seed", "cache_gb", "save_every", "max_bad_files"):
-        _require_not_negative(name, getattr(config, name))
-    if config.seed >= 2**63:
-        raise UserError("--seed must be below 2**63")
-    if config.workers is not None:
-        _require_not_negative("workers", config.workers)
-    for name in ("stride", "num_segments", "keep_checkpoints"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     if config.stage == "evaluate" and config.init_from is None and not resuming:
         raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
     if config.weights != "auto" and config.init_from is None:
@@ -158,25 +133,29 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
         raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
 
 
-def _require_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise UserError(f"--{name.replace('_', '-')} must be 0 or more")
+def _option(group: str, name: str) -> str:
+    """How a setting is spelled on the command line."""
+    option = f"--{group}-{name}" if group else f"--{name}"
+    if group and name in BOTH_STAGES:
+        option = f"--{name} ({option})"
+    return option.replace("_", "-")
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     config, resume, given = parse_config(argv)
     # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
+    from .training.checks import check_inputs, check_models
     from .training.hardware import close_hardware, open_hardware
-    from .training.inputs import check_inputs, open_data
+    from .training.inputs import open_data
     from .training.run import RunFolder
 
     hardware = open_hardware(config)
     try:
-        model = model_config(config)
+        model = check_models(config, hardware)
         backend = encoder_backend(model, config.fused_attn, hardware)
         data = open_data(config, hardware)
-        check_inputs(config, data, model)
+        check_inputs(config, data, model, hardware)
         # One process makes the folder: others would find it there, or name it a second later.
         path = resume or Path(hardware.decide(lambda: str(RunFolder.create(config))))
         run = RunFolder(path, write=hardware.is_main)
@@ -198,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+@tell_exhaustion()
 def run_stages(
     config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str, given: Collection[str] = ()
 ) -> None:
@@ -250,6 +230,8 @@ def run_stages(
     results["seconds"] = round(time.monotonic() - started, 1)
     if hardware.is_main:
         run.write_json("metrics.json", results)
+        if config.stage != "pretrain":  # after the results: no picture may cost them
+            draw_score(results, run)
         say(f"results in {run.path}")
 
 
@@ -266,7 +248,7 @@ def pretrain(config: TrainConfig, data: Any, run: Any, hardware: Any) -> dict[st
         start_from(task.model, config.init_from, run, config.weights)
     last = fit(task, config, run, hardware).last_record
     if hardware.is_main:
-        task.draw(data.test, run)
+        task.draw(data.test or data.pretrain, run)
     return {
         "pretrain_loss": last["loss"],
         "pretrain_loss_predicting_zero": last["zero"],
@@ -291,12 +273,11 @@ def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[A
     return task.model, {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
 
 
-def model_config(config: TrainConfig) -> Any:
-    """The classifier's configuration. Raises where the model itself is impossible."""
-    from . import create_model
+def draw_score(results: dict[str, Any], run: Any) -> None:
+    from .training.pictures import draw_confusion_matrix
 
-    with torch.device("meta"):  # sizes alone: the mistakes of a model should show before a data set is drawn
-        return create_model(config.model, **config.model_overrides(pretraining=False)).config
+    confusion, path = np.array(results["confusion_matrix"]), run.path / "confusion_matrix.png"
+    draw_confusion_matrix(confusion, results["classes"], results["uar"], results["war"], path)
 
 
 def encoder_backend(model: Any, fused_attn: bool, hardware: Any) -> str:

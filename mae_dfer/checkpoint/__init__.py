@@ -4,11 +4,13 @@ from .network import WEIGHTS, Network, read_network
 from .own import is_own, load_into, load_pretrained_encoder, load_weights, save_weights
 from .published import describe_classifier, load_network, load_official, save_official, to_official
 from .report import LoadReport
+from .sizes import check_sizes
 
 __all__ = [
     "WEIGHTS",
     "LoadReport",
     "Network",
+    "check_sizes",
     "describe_classifier",
     "is_own",
     "load_into",

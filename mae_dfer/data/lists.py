@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mae_dfer.data.folders import find_clips
 from mae_dfer.data.labels import UNLABELLED, Labels, read_classes
 from mae_dfer.data.lines import Kind, Reading, choose, is_header, names_columns, read_line
 from mae_dfer.data.paths import Paths
@@ -29,7 +30,7 @@ class DatasetFolder:
     """A folder with ``classes.txt``, ``train.txt``, ``test.txt`` and perhaps ``val.txt``, ``pretrain.txt``.
 
     ``val`` is None without its file: nothing is held out behind the user's back. ``pretrain`` is the
-    training list without its file.
+    training list without its file. What the stage that the folder was opened for has no use for is empty.
     """
 
     folder: Path
@@ -145,6 +146,7 @@ def _tell_kinds(path: Path, kinds: Counter[Kind], say: Say) -> None:
 def open_dataset(
     folder: str | os.PathLike[str],
     *,
+    stage: str = "all",
     root: str | os.PathLike[str] | None = None,
     remap: tuple[str, str] | None = None,
     say: Say = print_note,
@@ -155,36 +157,63 @@ def open_dataset(
     Relative paths in the lists are joined to ``root``, by default to the folder itself. ``say`` as in
     :func:`read_list`.
 
+    Args:
+        stage: what the folder is for. ``evaluate`` needs ``classes.txt`` and ``test.txt`` alone. ``pretrain`` needs no
+            classes and no labels: ``pretrain.txt`` or ``train.txt``, or no list at all: then the clips are all videos
+            and folders of frames in the folder and below.
+
     Raises: UserError when a file is missing or malformed.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"dataset folder not found: {folder} (check the path)")
-    missing = [name for name in ("classes.txt", "train.txt", "test.txt") if not (folder / name).is_file()]
+    pretraining = stage == "pretrain"
+    there = {name for name in ("classes", "train", "test", "val", "pretrain") if (folder / f"{name}.txt").is_file()}
+    if pretraining and not there & {"train", "pretrain"}:
+        return _open_without_lists(folder, root, say)
+    needed = ("classes", "test") if stage == "evaluate" else ("classes", "train", "test")
+    missing = [f"{name}.txt" for name in needed if name not in there and not pretraining]
     if missing:
         raise UserError(
-            f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt "
-            "(one class name per line), train.txt and test.txt ('path label' per line)"
+            f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt (one class name per "
+            "line), train.txt and test.txt ('path label' per line); only --stage pretrain takes a folder of videos"
         )
-    classes = read_classes(folder / "classes.txt", say=say)
+    classes = read_classes(folder / "classes.txt", say=say) if "classes" in there else []
 
     def read(name: str, labelled: bool = True) -> list[Sample]:
         return read_list(
-            folder / name,
+            folder / f"{name}.txt",
             root=root or folder,
-            num_classes=len(classes),
+            num_classes=None if pretraining else len(classes),
             remap=remap,
             labelled=labelled,
             classes=classes,
             say=say,
         )
 
-    train = read("train.txt")
+    train = read("train") if stage in ("finetune", "all") else []
+    pretrain: list[Sample] = []
+    if stage in ("pretrain", "all"):
+        pretrain = read("pretrain", labelled=False) if "pretrain" in there else train or read("train", labelled=False)
     return DatasetFolder(
         folder=folder,
         classes=classes,
         train=train,
-        test=read("test.txt"),
-        val=read("val.txt") if (folder / "val.txt").is_file() else None,
-        pretrain=read("pretrain.txt", labelled=False) if (folder / "pretrain.txt").is_file() else train,
+        test=read("test", labelled=not pretraining) if "test" in there else [],
+        val=read("val") if "val" in there and train else None,
+        pretrain=pretrain,
     )
+
+
+def _open_without_lists(folder: Path, root: str | os.PathLike[str] | None, say: Say) -> DatasetFolder:
+    if root is not None:
+        raise UserError(f"{folder} has no lists, whose paths --data-root is for; leave that out, or add pretrain.txt")
+    clips, failures = find_clips(folder)
+    for failure in failures:
+        say(f"skipped {failure}")
+    if not clips:
+        raise UserError(f"{folder} holds no videos and no folders of frames; give such a folder, or write pretrain.txt")
+    frames = sum(clip.is_dir() for clip in clips)
+    say(f"{folder} has no lists: took its {len(clips) - frames:,} videos and {frames:,} folders of frames")
+    found = [Sample(str(clip), UNLABELLED) for clip in clips]
+    return DatasetFolder(folder=folder, classes=[], train=[], test=[], val=None, pretrain=found)

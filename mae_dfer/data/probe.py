@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.progress import track
@@ -12,17 +13,7 @@ from mae_dfer.data.lists import Sample
 from mae_dfer.data.video import VideoError, open_video
 
 _SLICE = 1024
-
-
-def _probe(item: tuple[int, Sample]) -> Failure | None:
-    index, sample = item
-    try:
-        with open_video(sample.path) as video:
-            video.get([0])
-            video.get([video.num_frames - 1])
-    except VideoError as error:
-        return Failure(sample.path, error.reason, index)
-    return None
+_SHOWN_FROM = 500  # files that take long enough for a progress bar
 
 
 def check_files(samples: Sequence[Sample], *, workers: int = 4, progress: bool = True) -> list[Failure]:
@@ -30,10 +21,53 @@ def check_files(samples: Sequence[Sample], *, workers: int = 4, progress: bool =
 
     Damage between the two frames is found only while training, where it becomes a Failure of that clip.
     """
+    return _find_failures(samples, _decode_ends, workers, progress)
+
+
+def check_containers(samples: Sequence[Sample], *, workers: int = 8) -> list[Failure]:
+    """Read what says which frames each file holds, and decode the first; return those that fail, in list order.
+
+    Faster than :func:`check_files` by far on files whose frames only decoding tells.
+    """
+    return _find_failures(samples, check_container, workers, len(samples) >= _SHOWN_FROM)
+
+
+def check_container(path: str) -> None:
+    """Raises VideoError for what is wrong with a file, as far as that takes no decoding beyond the first frame."""
+    from mae_dfer.data.images import IMAGE_SUFFIXES
+    from mae_dfer.data.video_file import VideoFile
+
+    try:
+        if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
+            VideoFile(path, only_check=True).close()
+        else:
+            with open_video(path) as video:
+                video.get([0])
+    except OSError as error:
+        raise VideoError(path, f"it cannot be read ({error.strerror})") from None
+
+
+def _decode_ends(path: str) -> None:
+    with open_video(path) as video:
+        video.get([0])
+        video.get([video.num_frames - 1])
+
+
+def _find_failures(
+    samples: Sequence[Sample], look: Callable[[str], None], workers: int, progress: bool
+) -> list[Failure]:
+    def probe(item: tuple[int, Sample]) -> Failure | None:
+        index, sample = item
+        try:
+            look(sample.path)
+        except VideoError as error:
+            return Failure(sample.path, error.reason, index)
+        return None
+
     items = list(enumerate(samples))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         # In slices: the pool queues all that it is given, and lists may hold millions.
         slices = (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
-        results = (result for part in slices for result in pool.map(_probe, part))
+        results = (result for part in slices for result in pool.map(probe, part))
         shown = track(results, "checking files", total=len(samples), disable=not progress)
         return [failure for failure in shown if failure is not None]

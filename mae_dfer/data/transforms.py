@@ -28,7 +28,7 @@ from mae_dfer.errors import UserError
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d+|p[\d.]+|mstd[\d.]+|mmax\d+|inc[01]|t(weights|3aw|3a)))*")
+_RAND_AUGMENT = re.compile(r"rand(-(m\d+|n\d{1,2}|(p|mstd)\d+(\.\d*)?|mmax\d+|inc[01]|t(weights|3aw|3a)))*", re.ASCII)
 
 
 @contextmanager
@@ -114,6 +114,8 @@ class PretrainTransform:
     ) -> None:
         if not scales or not all(0 < s <= 1 for s in scales):
             raise UserError(f"crop scales must lie in (0, 1], got {scales}")
+        if face_box is not None and (min(face_box) < 0 or min(face_box[2:]) < 1):
+            raise UserError(f"face_box must be top, left, height and width of a box that is not empty, got {face_box}")
         self.size, self.scales, self.face_box, self._exact = size, scales, face_box, exact
 
     def __call__(self, frames: torch.Tensor, seed: int) -> torch.Tensor:

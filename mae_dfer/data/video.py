@@ -1,6 +1,6 @@
 """Frames of a video file, a folder of frames, or a single image, by index.
 
-What is behind :func:`open_video`: `video_file.py` for files that FFmpeg decodes, `images.py` for images and folders.
+What is behind :func:`open_video`: `video_file.py` and `decord_file.py` for video files, `images.py` for images.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ def open_video(
 
     Raises: VideoError naming path and reason: missing, empty, truncated or damaged file, no frames, not a video.
     """
+    from mae_dfer.data.decord_file import DecordFile
     from mae_dfer.data.images import IMAGE_SUFFIXES, ImageFrames, list_frames
-    from mae_dfer.data.video_file import DecordFile, VideoFile
+    from mae_dfer.data.video_file import VideoFile
 
     path = os.fspath(path)
     try:

@@ -24,9 +24,10 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from mae_dfer.data import frame_index
 from mae_dfer.data.containers import announced_size
+from mae_dfer.data.frame_index import FrameIndex
 from mae_dfer.data.video import Frames, Video, VideoError, VideoWarning
-from mae_dfer.errors import UserError
 from mae_dfer.files import describe_impostor
 
 # Containers whose packets carry sound timestamps, by FFmpeg's names; and codecs of which each packet gives a frame.
@@ -35,16 +36,21 @@ _TIMED = {"mp4", "matroska", "flv"}
 _FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "mjpeg"}
 _PROGRESSIVE = (0, 1)  # field orders; 0 is unknown. The two fields of a frame may be two packets.
 _TEXT = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws text files, as terminals do
-# Frames of other files stay in memory up to this size; longer videos are decoded again.
-_KEEP_BYTES = 128 * 2**20
+# Frames of other files stay in memory, as they are decoded, up to this size. Longer videos are decoded again, from the
+# key frame before those that are wanted.
+_KEEP_BYTES = 256 * 2**20
 # Pixels this many times as wide as high, or as high as wide, are damage.
 _WIDEST_PIXEL = 10.0
 
 
 class VideoFile(Video):
-    """A video file; frames are counted in the order they are shown."""
+    """A video file; frames are counted in the order they are shown.
 
-    def __init__(self, path: str, square_pixels: bool = False) -> None:
+    With ``only_check`` it raises what it would otherwise, as far as that takes no decoding beyond the first frame; no
+    frame can be had of it.
+    """
+
+    def __init__(self, path: str, square_pixels: bool = False, *, only_check: bool = False) -> None:
         self.path = path
         self._square_pixels = square_pixels
         self._graphs: dict[tuple[object, ...], av.filter.Graph] = {}
@@ -54,7 +60,7 @@ class VideoFile(Video):
                 raise VideoError(path, truncation)
             # Now: while it decodes, the stream's size follows that of its frames.
             self._declared_size = self._stream.codec_context.width, self._stream.codec_context.height
-            self._index()
+            self._index(only_check)
         except BaseException:
             self.close()
             raise
@@ -107,16 +113,17 @@ class VideoFile(Video):
 
     # Which frames there are.
 
-    def _index(self) -> None:
+    def _index(self, only_check: bool) -> None:
         """Learn the number of frames, their times, and where seeks may land.
 
-        Where packets tell, they are read once, which decodes nothing. Other files are decoded whole, and frames kept
-        as far as memory allows.
+        Where packets tell, they are read once, which decodes nothing. Other files are decoded whole, and their frames
+        kept where memory allows; else what was learnt is remembered, and the next time nothing is decoded either.
         """
         context = self._stream.codec_context
         self._stamps: list[int | None] = []
         self._keys: list[tuple[int, int]] = []
         self._kept: list[VideoFrame] = []
+        self._frame_index: FrameIndex | None = None
         self._last_duration = 0
         self._has_open_gops = False
         self._timed = (
@@ -125,7 +132,9 @@ class VideoFile(Video):
             and context.field_order in _PROGRESSIVE
             and self._index_packets()
         )
-        if not self._timed:
+        if only_check:
+            self._stamps = [frame.pts for frame in itertools.islice(self._frames_from_start(), 1)]
+        elif not self._timed:
             self._index_frames()
         self.num_frames = len(self._stamps)
         if self.num_frames == 0:
@@ -166,15 +175,28 @@ class VideoFile(Video):
         return len(set(self._stamps)) == len(shown)
 
     def _index_frames(self) -> None:
-        size = 0
-        self._stamps = []
-        for frame in self._frames_from_start():
-            self._stamps.append(frame.pts)
-            size += frame.width * frame.height * 3
-            if size <= _KEEP_BYTES:
-                self._kept.append(frame)
+        index = frame_index.recall(self.path)
+        if index is None:
+            index = self._decode_whole()
+            if not self._kept:
+                frame_index.remember(self.path, index)
+        self._stamps, self._frame_index = index.stamps, index
+
+    def _decode_whole(self) -> FrameIndex:
+        """Keeps all frames, or none where they are too large."""
+        index, size, shown, packets = FrameIndex([]), 0, list[int](), list[int | None]()
+        for frame in self._frames_from_start(key_packets=packets):
+            if frame.key_frame:
+                shown.append(len(index.stamps))
+            index.stamps.append(frame.pts)
+            size += sum(plane.buffer_size for plane in frame.planes)
+            self._kept.append(frame)
+            if size > _KEEP_BYTES:
+                index.checksums += [frame_index.checksum(self._rgb(kept)) for kept in self._kept]
+                self._kept.clear()
         if size > _KEEP_BYTES:
-            self._kept.clear()
+            index.starts = frame_index.pair_starts(shown, packets)
+        return index
 
     def _set_times(self) -> None:
         """From timestamps, or by the mean rate where they are missing or run backwards, as in AVI."""
@@ -193,8 +215,16 @@ class VideoFile(Video):
 
     # Decoding.
 
-    def _frames(self, wanted: Collection[int | None] | None = None) -> Iterator[VideoFrame]:
+    def _frames(
+        self,
+        wanted: Collection[int | None] | None = None,
+        key_packets: list[int | None] | None = None,
+        start: int | None = None,
+    ) -> Iterator[VideoFrame]:
         """Frames from where the container stands; those of other timestamps than ``wanted`` may be missing.
+
+        The decoding timestamps of key packets are added to ``key_packets``. Packets before that of timestamp ``start``
+        are passed over.
 
         Of H.264, frames that are not wanted and that no other refers to are not decoded: a fifth of a clip's time.
         """
@@ -203,6 +233,12 @@ class VideoFile(Video):
             wanted = None
         try:
             for packet in self._container.demux(self._stream):
+                if start is not None:
+                    if packet.dts != start:
+                        continue
+                    start = None
+                if key_packets is not None and packet.size and packet.is_keyframe:
+                    key_packets.append(packet.dts)
                 if wanted is not None:
                     context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
@@ -212,9 +248,11 @@ class VideoFile(Video):
         except av.FFmpegError as error:
             raise VideoError(self.path, f"decoding failed: the file is damaged ({_reason(error)})") from None
 
-    def _frames_from_start(self, wanted: Collection[int | None] | None = None) -> Iterator[VideoFrame]:
+    def _frames_from_start(
+        self, wanted: Collection[int | None] | None = None, key_packets: list[int | None] | None = None
+    ) -> Iterator[VideoFrame]:
         self._open()  # a seek to the start needs timestamps; a fresh container does not
-        return self._frames(wanted)
+        return self._frames(wanted, key_packets)
 
     def _frames_for(self, wanted: set[int]) -> Iterator[VideoFrame]:
         """Frames from the last key frame at or before those ``wanted``; from the start if the seek misses."""
@@ -229,7 +267,35 @@ class VideoFile(Video):
             return self._frames_from_start(wanted)
         return itertools.chain([first], frames)
 
+    def _after_seek(self, indices: list[int]) -> list[Frames] | None:
+        """Frames of a file whose timestamps are unsound, from the last key frame before them.
+
+        Those that a seek gives are believed only where their pixels are those of the frames when all were decoded in
+        order. None where they are not.
+        """
+        index = cast(FrameIndex, self._frame_index)
+        at = bisect.bisect_right(index.starts, indices[0], key=lambda start: start[0]) - 1
+        if at < 1:  # the first is the start of the file
+            return None
+        first, stamp = index.starts[at]
+        found: list[Frames] = []
+        with contextlib.suppress(av.FFmpegError, VideoError):  # without what comes before, it may seem damaged
+            self._container.seek(stamp, stream=self._stream, backward=True)
+            frames = itertools.dropwhile(lambda frame: not frame.key_frame, self._frames(start=stamp))
+            for number, frame in enumerate(frames, start=first):
+                if number == indices[len(found)]:
+                    picture = self._rgb(frame)
+                    if frame_index.checksum(picture) != index.checksums[number]:
+                        break
+                    found.append(picture)
+                    if len(found) == len(indices):
+                        return found
+        index.starts.clear()
+        return None
+
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
+        if not self._timed and not self._kept and (frames := self._after_seek(indices)) is not None:
+            return frames
         # What tells a frame from the others: its timestamp, or its place among them.
         keys = [cast(int, self._stamps[i]) for i in indices] if self._timed else indices
         wanted = set(keys)
@@ -292,52 +358,16 @@ class VideoFile(Video):
     @functools.cached_property
     def _first_size(self) -> tuple[int, int]:
         """(width, height) of the first frame, which may be other than the header says."""
-        with contextlib.closing(VideoFile(self.path)) as other:
+        with contextlib.closing(VideoFile(self.path, only_check=True)) as other:
             first = next(other._frames_from_start())
             return first.width, first.height
-
-
-class DecordFile(VideoFile):
-    """A video file that decord decodes where it is right, which PyAV has to find out.
-
-    Right it is in H.264 in mp4, of 8 bits, with closed GOPs, upright, of square pixels, and with no frame hidden.
-    """
-
-    def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
-        if self.reader == "decord":
-            import decord
-
-            try:
-                return list(decord.VideoReader(self.path, num_threads=1).get_batch(indices).asnumpy())
-            except (decord.DECORDError, RuntimeError):
-                self.reader = "pyav"  # which says what is wrong with what it cannot decode either
-        return super()._decode(indices, size)
-
-    @functools.cached_property
-    def reader(self) -> str:
-        """``decord`` or ``pyav``: which library decodes this file."""
-        try:
-            import decord
-        except ImportError:
-            raise UserError("decord is not installed; pip install decord, or leave the decoder to PyAV") from None
-        context = self._stream.codec_context
-        known = self._timed and "mp4" in self._container.format.name.split(",") and context.name == "h264"
-        if not known or self._has_open_gops or self._pixel_aspect != 1.0:
-            return "pyav"
-        first = next(self._frames_from_start(), None)
-        if first is None or _matrix(first) is not None or first.format.name not in ("yuv420p", "yuvj420p"):
-            return "pyav"
-        try:
-            return "decord" if len(decord.VideoReader(self.path, num_threads=1)) == self.num_frames else "pyav"
-        except (decord.DECORDError, RuntimeError):
-            return "pyav"
 
 
 def _area(stream: VideoStream) -> int:
     return stream.codec_context.width * stream.codec_context.height
 
 
-def _matrix(frame: VideoFrame) -> np.ndarray | None:
+def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     """How the frame is to be shown, (2, 2): its columns and rows, in units of columns and rows of the picture."""
     found = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
     if found is None:
@@ -348,7 +378,7 @@ def _matrix(frame: VideoFrame) -> np.ndarray | None:
 
 def _upright(picture: Frames, frame: VideoFrame) -> Frames:
     """Turned and mirrored as its display matrix says, to the nearest quarter turn; phones store portraits sideways."""
-    matrix = _matrix(frame)
+    matrix = display_matrix(frame)
     if matrix is None:
         return picture
     sizes = abs(matrix.astype(np.int64))

@@ -10,7 +10,15 @@ from .classifier import VideoClassifier
 from .config import ModelConfig, override_names, unknown
 from .mae import MaskedAutoencoder
 
-__all__ = ["MaskedAutoencoder", "ModelConfig", "VideoClassifier", "VideoModel", "create_model", "list_models"]
+__all__ = [
+    "MaskedAutoencoder",
+    "ModelConfig",
+    "VideoClassifier",
+    "VideoModel",
+    "configure_model",
+    "create_model",
+    "list_models",
+]
 
 # The base sizes of LGI-Former are ModelConfig's defaults.
 _SMALL = {
@@ -55,9 +63,15 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
         ``model.config`` holds every setting.
 
     Raises:
-        UserError: an unknown name or option (the message has the nearest one), or values that do not fit
-        together.
+        UserError: an unknown name or option (the message has the nearest one), values that do not fit together, or a
+        model that is larger than the memory.
     """
+    config = configure_model(name, overrides)
+    return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
+
+
+def configure_model(name: str, overrides: dict[str, Any]) -> ModelConfig:
+    """The configuration of the model that :func:`create_model` would make. Raises as it does, but for memory."""
     if name not in list_models():
         raise UserError(unknown("model", name, list_models()))
     known = override_names(name)
@@ -65,5 +79,4 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
         if option not in known:
             raise UserError(unknown("model option", option, known))
     sizes = {option: value for option, value in _SIZES[name.removeprefix("mae_")].items() if option in known}
-    config = ModelConfig(name=name, **{**sizes, **overrides})
-    return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
+    return ModelConfig(name=name, **{**sizes, **overrides})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .config import ModelConfig
 from .lgi_former import LGIEncoder
+from .memory import check_fits_to_make
 from .vit import ViTEncoder
 
 
@@ -21,6 +22,7 @@ class VideoModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check_fits_to_make(config)
         self.config = config
 
     def check_clip(self, clip: Tensor) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "residual_dtype": ("parameters", "autocast"),
     "decoder_positions": ("aligned", "published"),
 }
+_LARGEST = 10**9  # of any size; far beyond what fits into memory, which is told when a model is made
+_SHOWN = 16  # divisors in a message
 _DECODER_FIELDS = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads", "decoder_positions")
 
 
@@ -145,6 +148,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        _check_limits(self)
         _check_ranges(self)
         _check_divides(self)
         _check_options(self)
@@ -195,6 +199,15 @@ def _check_types(config: ModelConfig) -> None:
             _set(config, field.name, float(value))
         elif field.name in CHOICES and value not in CHOICES[field.name]:
             raise UserError(unknown(f"value of {field.name}", value, CHOICES[field.name]))
+
+
+def _check_limits(config: ModelConfig) -> None:
+    """Every number is one, and not so large that arithmetic on it would not end."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, (bool, str)) and not abs(number) <= _LARGEST:
+                raise UserError(f"{field.name} must be at most {_LARGEST:,}, got {value}")
 
 
 def _check_ranges(config: ModelConfig) -> None:
@@ -263,4 +276,6 @@ def _nearest_multiples(size: int, unit: int) -> str:
 
 
 def _divisors(size: int) -> str:
-    return "/".join(str(part) for part in range(1, size + 1) if size % part == 0)
+    small = [part for part in range(1, math.isqrt(size) + 1) if size % part == 0]
+    found = sorted({*small, *(size // part for part in small)})
+    return "/".join(map(str, found[:_SHOWN])) + ("/…" if len(found) > _SHOWN else "")

@@ -1,4 +1,4 @@
-"""Scores a classifier on the test list: views of a clip are averaged, the table and pictures are written."""
+"""Scores a classifier on the test list: views of a clip are averaged, the table is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from ..models import VideoModel
 from .hardware import Hardware
 from .inputs import clip_config, num_workers
 from .metrics import classification_report
-from .pictures import draw_confusion_matrix
 from .progress import stage_bar
 from .run import RunFolder
 
@@ -88,7 +87,7 @@ def evaluate(
     run: RunFolder,
     hardware: Hardware,
 ) -> dict[str, Any]:
-    """Scores ``model``; the main process writes predictions.csv and confusion_matrix.png."""
+    """Scores ``model``; the main process writes predictions.csv."""
     started = time.monotonic()
     probabilities = predict_samples(model, samples, config, hardware)
     labels = np.array([sample.label for sample in samples])
@@ -98,13 +97,6 @@ def evaluate(
     report["evaluate_clips_per_second"] = len(samples) / (time.monotonic() - started)
     if hardware.is_main:
         _write_predictions(samples, probabilities, classes, run)
-        draw_confusion_matrix(
-            np.array(report["confusion_matrix"]),
-            classes,
-            report["uar"],
-            report["war"],
-            run.path / "confusion_matrix.png",
-        )
     return report
 
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..config import TrainConfig
-from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, Sample, make_loader, open_dataset
+from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, make_loader, open_dataset
 from ..errors import UserError
 from ..models import ModelConfig
 from ..notes import keep_quiet, print_note
 from .hardware import Hardware
-
-_LOOKED_AT = 1000  # videos of a list to train on, to see whether they exist
 
 
 def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
     """The folder of ``--data``; ``demo`` is generated first where it is missing (by the main process)."""
     if config.data != "demo":
         say = print_note if hardware.is_main else keep_quiet
-        return open_dataset(config.data, root=config.data_root, say=say)
+        return open_dataset(config.data, stage=config.stage, root=config.data_root, say=say)
     from ..data.demo import ensure_demo  # it draws with OpenCV, which runs on other data can do without
 
     if hardware.is_main:
         ensure_demo(progress=True)
     hardware.barrier()
-    return open_dataset(ensure_demo(progress=False))
+    return open_dataset(ensure_demo(progress=False), stage=config.stage)
 
 
 def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
@@ -58,37 +56,6 @@ def clip_config(config: TrainConfig, model: ModelConfig) -> ClipConfig:
         protocol=config.protocol,
         video_decoder=config.video_decoder,
     )
-
-
-def check_inputs(config: TrainConfig, data: DatasetFolder, model: ModelConfig) -> None:
-    """Refuses, before anything is trained, what a later stage would only meet at its turn.
-
-    Raises:
-        UserError: augmentation that is impossible, a set that does not fill a batch, videos that are not there. A test
-            video must exist; of those to train on, as many as ``--max-bad-files`` may be missing.
-    """
-    clips = clip_config(config, model)
-    if config.stage in ("pretrain", "all"):
-        clips.transform("pretrain")
-        steps_per_epoch(len(data.pretrain), config.pretrain.batch_size, "--pretrain-batch-size")
-        _check_present("pre-training", data.pretrain, config.max_bad_files)
-    if config.stage in ("finetune", "all"):
-        clips.transform("finetune")
-        steps_per_epoch(len(data.train), config.finetune.batch_size, "--finetune-batch-size")
-        _check_present("training", data.train, config.max_bad_files)
-    if config.stage != "pretrain":
-        _check_present("test", data.test, 0)
-
-
-def _check_present(name: str, samples: Sequence[Sample], allowed: int) -> None:
-    if allowed:  # a look at some: a million files on a network take minutes to ask for
-        samples = samples[:: max(len(samples) // _LOOKED_AT, 1)]
-    missing = [sample.path for sample in samples if not os.path.exists(sample.path)]
-    if len(missing) > allowed:
-        raise UserError(
-            f"{len(missing)} of {len(samples)} {name} videos that were looked for do not exist, "
-            f"the first {missing[0]}; check the list, or give the folder that its paths start from as --data-root"
-        )
 
 
 def num_workers(config: TrainConfig, trains_on: torch.device | None = None) -> int:

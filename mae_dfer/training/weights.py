@@ -9,6 +9,7 @@ from typing import Any, cast
 from .. import create_model
 from ..checkpoint import (
     LoadReport,
+    check_sizes,
     describe_classifier,
     is_own,
     load_into,
@@ -128,6 +129,7 @@ def _load_published(
                 f"pixels in regions of {sizes.region_size} tokens have {sizes.num_regions}: "
                 "give the --img-size, --num-frames and --region-size of its training (--preset base has the paper's)"
             )
+    check_sizes(sizes, path, weights)
     report = load_network(model, network)
     if report.note:
         say(report.note)
@@ -139,6 +141,7 @@ def _load_published(
 
 
 def _load(model: VideoModel, path: Path, pretraining: bool, weights: str) -> LoadReport:
+    check_sizes(model.config, path, weights)
     if not is_own(path):
         return load_official(model, path, weights=weights)
     _refuse_average(path, weights)

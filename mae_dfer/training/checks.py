@@ -1,0 +1,146 @@
+"""What a run refuses before it trains, rather than at the turn of a later stage, hours on."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..config import TrainConfig
+from ..data import ClipConfig, DatasetFolder, Sample, check_containers
+from ..errors import UserError
+from ..models import ModelConfig, configure_model
+from ..models.memory import bytes_to_train, check_fits, describe_size
+from ..models.regions import region_order, visible_by_region
+from ..notes import print_note
+from .hardware import Hardware
+from .inputs import clip_config, steps_per_epoch
+
+_LOOKED_AT = 1000  # videos of a list to train on, to see whether they exist
+_PROBED = 4000  # test videos, to see whether they open
+_NAMED = 5
+
+
+def stages(config: TrainConfig) -> tuple[str, ...]:
+    """The stages of training that a run goes through."""
+    return {"all": ("pretrain", "finetune"), "evaluate": ()}.get(config.stage, (config.stage,))
+
+
+def check_models(config: TrainConfig, hardware: Hardware) -> ModelConfig:
+    """The configuration of the classifier, or of what a run of pre-training alone trains.
+
+    Raises:
+        UserError: a model or a batch that is impossible, or that is larger than the memory, in any stage of the run.
+    """
+    models = {"finetune": configure_classifier(config)} if config.stage != "pretrain" else {}
+    if "pretrain" in stages(config):
+        name, overrides = f"mae_{config.model}", config.model_overrides(pretraining=True)
+        models["pretrain"] = configure_model(name, overrides)
+    for stage in stages(config):
+        visible = 1.0 - config.pretrain.mask_ratio if stage == "pretrain" else 1.0
+        clips = _check_batch(config, stage, hardware.world_size)
+        check_fits(
+            bytes_to_train(models[stage], clips, visible),
+            hardware.device,
+            f"training {describe_size(models[stage])} on {clips} clips at a time",
+            f"give a smaller --{stage}-batch-size, or smaller sizes",
+        )
+    return models.get("finetune") or models["pretrain"]
+
+
+def configure_classifier(config: TrainConfig) -> ModelConfig:
+    overrides = config.model_overrides(pretraining=False) | {"drop_path_rate": config.finetune.drop_path}
+    return configure_model(config.model, overrides)
+
+
+def _check_batch(config: TrainConfig, stage: str, processes: int) -> int:
+    """How many clips each process computes at a time."""
+    size = getattr(config, stage).batch_size
+    if size % processes:
+        raise UserError(f"--{stage}-batch-size {size} does not divide among {processes} processes")
+    clips = size // processes
+    if stage == "finetune" and clips % 2 and (config.finetune.mixup or config.finetune.cutmix):
+        raise UserError(
+            f"mixup and cutmix work on pairs of clips, and --finetune-batch-size {size} gives {clips} to each of "
+            f"{processes} processes: give a multiple of {2 * processes}, or both as 0"
+        )
+    return clips
+
+
+def check_inputs(config: TrainConfig, data: DatasetFolder, model: ModelConfig, hardware: Hardware) -> None:
+    """Refuses clips and lists with which a stage of the run would fail.
+
+    Raises:
+        UserError: a mask or augmentation that is impossible, a set that does not fill a batch, a class without clips to
+            train on, videos that are not there, test videos that do not open. Every test video must exist; of those to
+            train on, as many as ``--max-bad-files`` may be missing.
+    """
+    clips = clip_config(config, model)
+    if "pretrain" in stages(config):
+        clips.transform("pretrain")
+        _check_mask(clips, model)
+        steps_per_epoch(len(data.pretrain), config.pretrain.batch_size, "--pretrain-batch-size")
+        _check_present("pre-training", data.pretrain, config.max_bad_files)
+    if "finetune" in stages(config):
+        clips.transform("finetune")
+        steps_per_epoch(len(data.train), config.finetune.batch_size, "--finetune-batch-size")
+        if not config.allow_empty_classes:
+            _check_classes(data)
+        _check_present("training", data.train, config.max_bad_files)
+    if config.stage != "pretrain":
+        _check_present("test", data.test, 0)
+        hardware.decide(lambda: _check_readable(data.test))
+
+
+def _check_mask(clips: ClipConfig, model: ModelConfig) -> None:
+    mask = clips.draw_mask(np.random.default_rng(0))
+    if mask is not None and not model.is_vit:
+        try:
+            visible_by_region(mask[None], region_order(model.grid_size, model.region_size))
+        except UserError:
+            raise UserError(
+                f"--pretrain-mask {clips.mask} leaves other numbers of tokens visible from one region to the next, and "
+                f"{model.name} needs the same: leave it at region_window_tube, or give a vit model"
+            ) from None
+
+
+def _check_classes(data: DatasetFolder) -> None:
+    counts = Counter(sample.label for sample in data.train)
+    empty = [index for index in range(len(data.classes)) if not counts[index]]
+    if not empty:
+        return
+    more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
+    named = ", ".join(f"{data.classes[index]} (label {index})" for index in empty[:_NAMED]) + more
+    hint = "the labels seem to be counted from 1: count them from 0; or else " if empty[0] == 0 else ""
+    raise UserError(
+        f"train.txt has no clip of {named}; {hint}"
+        "take the class out of classes.txt, or train without clips of it: --allow-empty-classes"
+    )
+
+
+def _check_present(name: str, samples: Sequence[Sample], allowed: int) -> None:
+    if allowed:  # a look at some: a million files on a network take minutes to ask for
+        samples = samples[:: max(len(samples) // _LOOKED_AT, 1)]
+    missing = [sample.path for sample in samples if not os.path.exists(sample.path)]
+    if len(missing) > allowed:
+        raise UserError(
+            f"{len(missing)} of {len(samples)} {name} videos that were looked for do not exist, "
+            f"the first {missing[0]}; check the list, or give the folder that its paths start from as --data-root"
+        )
+
+
+def _check_readable(samples: Sequence[Sample]) -> str:
+    """Opens the test videos, or as many of a long list as take no longer than a minute or so."""
+    probed = samples[:: -(-len(samples) // _PROBED)]
+    if len(probed) < len(samples):
+        print_note(f"looked into {len(probed):,} of {len(samples):,} test videos: the rest is read when it is scored")
+    failures = check_containers(probed)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(probed)} test videos cannot be read, the first {failures[0].path}: "
+            f"{failures[0].reason}; every test clip must be readable "
+            "(python -m mae_dfer.data.check LIST names all that are not)"
+        )
+    return ""
