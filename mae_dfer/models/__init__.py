@@ -10,7 +10,16 @@ from .classifier import VideoClassifier
 from .config import ModelConfig, override_names, unknown
 from .mae import MaskedAutoencoder
 
-__all__ = ["MaskedAutoencoder", "ModelConfig", "VideoClassifier", "VideoModel", "create_model", "list_models"]
+__all__ = [
+    "MaskedAutoencoder",
+    "ModelConfig",
+    "VideoClassifier",
+    "VideoModel",
+    "create_autoencoder",
+    "create_classifier",
+    "create_model",
+    "list_models",
+]
 
 # The base sizes of LGI-Former are ModelConfig's defaults.
 _SMALL = {
@@ -43,10 +52,10 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoencoder:
-    """A freshly initialised model.
+    """A freshly initialised model: of :func:`create_classifier`, or of :func:`create_autoencoder` for ``mae_…``.
 
     Args:
-        name: one of :func:`list_models`; ``mae_…`` is the pre-training model of an encoder.
+        name: one of :func:`list_models`.
         overrides: any field of :class:`ModelConfig` but the name, in place of the model's own; ``decoder_…``
             for pre-training models only.
 
@@ -58,6 +67,27 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
         UserError: an unknown name or option (the message has the nearest one), or values that do not fit
         together.
     """
+    config = _configure(name, overrides)
+    return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
+
+
+def create_classifier(name: str, **overrides: Any) -> VideoClassifier:
+    """:func:`create_model` for a name without ``mae_``. ``num_classes=0`` leaves out the head: features come out."""
+    config = _configure(name, overrides)
+    if config.is_mae:
+        raise UserError(f"{name} is a pre-training model; the classifier is {name.removeprefix('mae_')}")
+    return VideoClassifier(config)
+
+
+def create_autoencoder(name: str, **overrides: Any) -> MaskedAutoencoder:
+    """:func:`create_model` for a name with ``mae_``: the pre-training model."""
+    config = _configure(name, overrides)
+    if not config.is_mae:
+        raise UserError(f"{name} is a classifier; the pre-training model is mae_{name}")
+    return MaskedAutoencoder(config)
+
+
+def _configure(name: str, overrides: dict[str, Any]) -> ModelConfig:
     if name not in list_models():
         raise UserError(unknown("model", name, list_models()))
     known = override_names(name)
@@ -65,5 +95,4 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
         if option not in known:
             raise UserError(unknown("model option", option, known))
     sizes = {option: value for option, value in _SIZES[name.removeprefix("mae_")].items() if option in known}
-    config = ModelConfig(name=name, **{**sizes, **overrides})
-    return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
+    return ModelConfig(name=name, **{**sizes, **overrides})
