@@ -239,7 +239,8 @@ def test_check_reads_words_with_and_without_classes(tmp_path, classes, capsys):
     if classes:
         write(tmp_path, classes, "classes.txt")
     assert check([str(file)]) == 1
-    report = (tmp_path / "list.txt.broken.txt").read_text().splitlines()
+    header, *report = (tmp_path / "list.txt.broken.txt").read_text().splitlines()
+    assert header.startswith("# ")
     assert [line.split("\t")[0] for line in report] == [str(tmp_path / "a.mp4"), str(tmp_path / "gone.mp4")]
     assert "skipped the header" in capsys.readouterr().err
 
@@ -422,8 +423,10 @@ def test_numbers_of_classes_are_no_part_of_their_names(tmp_path, text, said, cap
     assert note.startswith(f"note: {tmp_path / 'classes.txt'} ") and said in note and note.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["stage 1\nstage 2\n", "0 sad\n2 happy\n", "0 sad\nhappy\n", "7\n8\n", "2 a\n3 b\n"])
-def test_numbers_in_class_names_stay(tmp_path, text, capsys):
+@pytest.mark.parametrize(
+    "text", ["stage 1\nstage 2\n", "0 sad\n2 happy\n", "0 sad\nhappy\n", "7\n8\n", "2 a\n3 b\n", "#joy\n# sad\n"]
+)
+def test_numbers_and_marks_in_class_names_stay(tmp_path, text, capsys):
     assert open_dataset(dataset(tmp_path, classes=text)).classes == text.splitlines()
     assert not capsys.readouterr().err
 

@@ -178,7 +178,7 @@ class ClipDataset(Dataset[Any]):
             frames = self._frames(sample.path, view, rng)
             clip = self._transform(transforms.to_channels_first(frames), int(rng.integers(2**32)))
         except VideoError as error:
-            return Failure(sample.path, error.reason, index, view)
+            return Failure(error.path, error.reason, index, view)
         except UserError as error:
             return Failure(sample.path, str(error), index, view)
         out = {"clip": clip, "label": sample.label, "index": index, "view": view}

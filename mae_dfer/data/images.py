@@ -53,9 +53,16 @@ class ImageFrames(Video):
             with Image.open(file) as image:
                 return _to_rgb(ImageOps.exif_transpose(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            what = describe_impostor(file)
+            what = _impostor(file)
             reason = f"it is {what}" if what else " ".join((getattr(error, "strerror", None) or str(error)).split())
             raise VideoError(self.path, f"cannot read image {file} ({reason[:200]})") from None
+
+
+def _impostor(file: str) -> str | None:
+    try:
+        return describe_impostor(file)
+    except OSError:  # what is wrong is known already
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Frames:
@@ -83,10 +90,15 @@ def _register_heif(path: str) -> None:
 
 def list_frames(folder: str) -> list[str]:
     """The images of a folder in natural order of their names. Raises VideoError where there are none."""
-    names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
+    names = [name for name in os.listdir(folder) if is_frame(name)]
     if not names:
         raise VideoError(folder, f"the folder holds no frames ({', '.join(IMAGE_SUFFIXES)})")
     return [os.path.join(folder, name) for name in sorted(names, key=_natural)]
+
+
+def is_frame(name: str) -> bool:
+    """Whether a file of that name is an image that counts: hidden ones do not."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

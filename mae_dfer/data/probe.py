@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rich.console import Console
 from rich.progress import track
 
 from mae_dfer.data.dataset import Failure
@@ -21,7 +22,7 @@ def _probe(item: tuple[int, Sample]) -> Failure | None:
             video.get([0])
             video.get([video.num_frames - 1])
     except VideoError as error:
-        return Failure(sample.path, error.reason, index)
+        return Failure(error.path, error.reason, index)
     return None
 
 
@@ -35,5 +36,7 @@ def check_files(samples: Sequence[Sample], *, workers: int = 4, progress: bool =
         # In slices: the pool queues all that it is given, and lists may hold millions.
         slices = (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
         results = (result for part in slices for result in pool.map(_probe, part))
-        shown = track(results, "checking files", total=len(samples), disable=not progress)
+        console = Console(stderr=True)
+        hidden = not (progress and console.is_terminal)
+        shown = track(results, "checking files", len(samples), console=console, transient=True, disable=hidden)
         return [failure for failure in shown if failure is not None]

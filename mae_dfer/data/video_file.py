@@ -222,7 +222,10 @@ class VideoFile(Video):
         at = bisect.bisect_right(self._keys, stamp, key=lambda key: key[0]) - 1
         if at < 0:
             return self._frames_from_start(wanted)
-        self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
+        try:
+            self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
+        except av.FFmpegError:
+            return self._frames_from_start(wanted)
         frames = self._frames(wanted)
         first = next(frames, None)
         if first is None or first.pts is None or first.pts > stamp:
