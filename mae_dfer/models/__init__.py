@@ -15,6 +15,7 @@ __all__ = [
     "ModelConfig",
     "VideoClassifier",
     "VideoModel",
+    "configure_model",
     "create_autoencoder",
     "create_classifier",
     "create_model",
@@ -67,13 +68,13 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
         UserError: an unknown name or option (the message has the nearest one), or values that do not fit
         together.
     """
-    config = _configure(name, overrides)
+    config = configure_model(name, overrides)
     return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
 
 
 def create_classifier(name: str, **overrides: Any) -> VideoClassifier:
     """:func:`create_model` for a name without ``mae_``. ``num_classes=0`` leaves out the head: features come out."""
-    config = _configure(name, overrides)
+    config = configure_model(name, overrides)
     if config.is_mae:
         raise UserError(f"{name} is a pre-training model; the classifier is {name.removeprefix('mae_')}")
     return VideoClassifier(config)
@@ -81,13 +82,14 @@ def create_classifier(name: str, **overrides: Any) -> VideoClassifier:
 
 def create_autoencoder(name: str, **overrides: Any) -> MaskedAutoencoder:
     """:func:`create_model` for a name with ``mae_``: the pre-training model."""
-    config = _configure(name, overrides)
+    config = configure_model(name, overrides)
     if not config.is_mae:
         raise UserError(f"{name} is a classifier; the pre-training model is mae_{name}")
     return MaskedAutoencoder(config)
 
 
-def _configure(name: str, overrides: dict[str, Any]) -> ModelConfig:
+def configure_model(name: str, overrides: dict[str, Any]) -> ModelConfig:
+    """The configuration of the model that :func:`create_model` would make. Raises as it does."""
     if name not in list_models():
         raise UserError(unknown("model", name, list_models()))
     known = override_names(name)
