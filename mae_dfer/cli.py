@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
+from .streams import guarded_streams
 
 
 class Bounds(typing.NamedTuple):
@@ -50,12 +51,15 @@ def option(
 
 
 class Parser(argparse.ArgumentParser):
-    """``argparse`` that raises :class:`UserError`, and names the nearest valid option."""
+    """``argparse`` with ``--version``, that raises :class:`UserError`, and names the nearest valid option."""
 
     def __init__(self, **kwargs: Any) -> None:
+        from . import __version__  # the package is whole by now
+
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
         self.register("type", Path, _path)
+        self.add_argument("--version", action="version", version=f"mae_dfer {__version__}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every option)")
@@ -149,24 +153,38 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 
 
 def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
-    """Makes ``main(argv) -> exit code`` fail as a command line should: one line and exit code 2 for what the
-    user can put right, 130 for Ctrl-C, and a full traceback only for what is our fault."""
+    """Makes ``main(argv) -> exit code`` end as a command line should.
+
+    It fails in one line and with exit code 2 for what the user can put right, with 130 for Ctrl-C, and with a full
+    traceback only for what is our fault. Where standard output is closed, the work is done without it; where it is
+    incomplete for another reason, such as a full disk, the exit code is 2 after the work is done.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
-        try:
-            return main(argv)
-        except UserError as error:
-            message = " ".join(str(error).split())
-            print(f"error: {message}", file=sys.stderr)
-            return 2
-        except OSError as error:
-            if error.filename is None:
-                raise
-            print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        with guarded_streams() as output:
+            code = _exit_code(main, argv)
+        return code or (2 if output.is_incomplete else 0)
 
     return wrapped
+
+
+def _exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
+    try:
+        return main(argv)
+    except SystemExit as end:  # --help and --version
+        if end.code:
+            raise
+        return 0
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -4,9 +4,11 @@ saved in a file's place."""
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +20,88 @@ _SHOWN = 60  # characters
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], Any]) -> None:
-    """Calls ``write(temporary_path)``, flushes the result to disk and renames it to ``path``."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: libraries choose a format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    """Calls ``write(temporary_path)``, flushes the result to disk and renames it to ``path``.
+
+    A symbolic link is kept, and its target is written. A file that is replaced keeps its permissions; a new one has
+    those that the user's umask leaves.
+
+    Raises:
+        UserError: ``path`` is a folder, a device, or something else that is no file.
+        OSError: it cannot be written; ``filename`` is ``path``.
+    """
+    target = Path(os.path.realpath(path))
     try:
-        write(temporary)
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    finally:
+        replaced = _stat_file(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The suffix stays last: libraries choose a format by it.
+        temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
         temporary.unlink(missing_ok=True)
+        try:
+            created = _create(temporary)
+            write(temporary)
+            _finish(temporary, stat.S_IMODE((replaced or created).st_mode))
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def check_writable(path: Path) -> None:
-    """Raises :class:`UserError` where a file could not be written to ``path``: better before long work than after."""
-    if path.is_dir():
+def _stat_file(path: Path) -> os.stat_result | None:
+    """None where there is nothing. Raises UserError for what no file may replace."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISDIR(found.st_mode):
         raise UserError(f"{path} is a folder; give the name of a file in it")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"cannot write {path}: {parent} is not a folder that may be written to")
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path} is a device, a pipe or a socket; give the name of a file")
+    return found
+
+
+def _create(path: Path) -> os.stat_result:
+    """An empty file with the permissions that the umask leaves, which some libraries do not give to theirs."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+    try:
+        return os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _finish(path: Path, permissions: int) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if stat.S_IMODE(os.stat(path).st_mode) != permissions:
+        os.chmod(path, permissions)
+
+
+def check_writable(path: Path, inputs: Iterable[Path | str] = ()) -> None:
+    """Raises where a result cannot be written to ``path`` or would destroy something: before long work, not after.
+
+    Args:
+        inputs: files that must stay. ``path`` may not be one of them, under whatever name.
+
+    Raises:
+        UserError: a folder, a device, a place without permission to write, a place among the checkpoints of a run, or
+            one of ``inputs``.
+    """
+    target = Path(os.path.realpath(path))
+    found = _stat_file(target)
+    folder = next(folder for folder in target.parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write {path}: {folder} is not a folder that may be written to")
+    if target.parent.name == "checkpoints" and (target.parent.parent / "config.json").exists():
+        raise UserError(f"{path} lies among the checkpoints of a run; give another place")
+    for kept in inputs if found else ():
+        with contextlib.suppress(OSError):
+            if os.path.samefile(target, kept):
+                raise UserError(f"{path} would replace {kept}, which this command reads; give another name")
 
 
 def describe_impostor(path: Path | str) -> str | None:
@@ -78,3 +138,8 @@ def printable(text: str, length: int = 100) -> str:
     """``text``, which came from a file, on one line, without control characters, at most ``length`` characters."""
     shown = "".join(character if character.isprintable() else " " for character in text[:length])
     return " ".join(shown.split()) + ("…" if len(text) > length else "")
+
+
+def encodable(text: str) -> str:
+    """``text`` with what is no UTF-8 in it, such as bytes of a file's name, as escapes (``\\udce9``)."""
+    return text.encode(errors="backslashreplace").decode()

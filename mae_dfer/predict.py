@@ -2,64 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
 import io
+import os
+import stat
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from rich.table import Table
 from rich.text import Text
 
-from .checkpoint import is_own
 from .cli import Parser, RawHelp, add_options, command
-from .config import TrainConfig, preset
-from .data import Video, open_video
-from .data.images import IMAGE_SUFFIXES
-from .data.sampling import window_indices, window_starts
-from .data.sets import CLASSES, STRIDES, find_classes, find_set
-from .data.transforms import TestTransform, to_channels_first
+from .config import TrainConfig
+from .data import VideoError, read_list
+from .data.folders import find_clips
+from .data.sets import CLASSES
+from .data.video import video_error
 from .errors import UserError
 from .files import check_writable, write_atomically
-from .models import VideoClassifier, VideoModel
+from .prediction import UNTOLD, Window, load, predict_clip
 from .training.progress import console, stage_bar
 from .training.run import find_weights
-from .training.weights import load_classifier
+
+__all__ = ["Window", "main", "predict_clip", "write_csv"]
 
 DESCRIPTION = """\
 Class probabilities over time for videos of one face. The frames must already be cropped to the face, as in the
-data the model was trained on: this command does not find faces. A folder of videos means every video in it; a
-folder of images is one clip."""
+data the model was trained on: this command does not find faces. A folder stands for the videos and the folders of
+frames in it; a folder that holds images is one clip itself. A list has a path on each line, with or without a label."""
 
 EXAMPLES = """\
 examples:
   python -m mae_dfer.predict video.mp4 --checkpoint runs/base
+  python -m mae_dfer.predict my_clips/test.txt --checkpoint runs/base --output test.csv
   python -m mae_dfer.predict video.mp4 --checkpoint published.pth --classes dfew
 """
 
-# Settings that the tensors of a published checkpoint do not tell.
-MODEL_OPTIONS = ("preset", "model", "img_size", "num_frames", "region_size", "num_heads", "pool")
-
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
-
-
-@dataclass(frozen=True)
-class Window:
-    """One prediction: ``probabilities`` (classes,) for the frames from ``start`` to before ``end``.
-
-    ``seconds``: when the first of them is first shown, and when the last no longer is; None where that is not known.
-    """
-
-    path: Path
-    start: int
-    end: int
-    seconds: tuple[float, float] | None
-    probabilities: np.ndarray
+LIST_SUFFIXES = (".txt", ".csv")
 
 
 def build_parser() -> Parser:
@@ -70,8 +51,8 @@ def build_parser() -> Parser:
         "clips",
         nargs="+",
         type=Path,
-        metavar="CLIP_OR_FOLDER",
-        help="video files, folders of videos, folders of frames, or images",
+        metavar="CLIP",
+        help="video files, images, folders of frames, folders of all these, or lists (.txt, .csv)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -86,6 +67,13 @@ def build_parser() -> Parser:
         default=Path("predictions.csv"),
         metavar="FILE",
         help="CSV to write (default: predictions.csv)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the CSV where there is one")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        metavar="FOLDER",
+        help="folder that relative paths in lists start from (default: that of the list)",
     )
     parser.add_argument(
         "--window-step",
@@ -106,89 +94,57 @@ def build_parser() -> Parser:
     add_options(
         published,
         TrainConfig,
-        skip=[name for name in TrainConfig.__dataclass_fields__ if name not in (*MODEL_OPTIONS, "weights", "stride")],
+        skip=[name for name in TrainConfig.__dataclass_fields__ if name not in (*UNTOLD, "weights", "stride")],
     )
     return parser
 
 
-def load_model(options: argparse.Namespace) -> tuple[VideoClassifier, dict[str, Any]]:
-    """The classifier of ``--checkpoint`` and its metadata: ``classes``, ``stride``."""
-    given = vars(options)
-    named = options.classes or ""
-    classes = find_classes(named) if named else None
-    config = preset(given.get("preset", "base"))
-    config.stride = STRIDES.get(find_set(named) or "", config.stride)
-    sizes = [name for name in MODEL_OPTIONS if name in given]
-    for name in (*sizes, "weights", "stride"):
-        if name in given:
-            setattr(config, name, given[name])
-    if config.stride < 1:
-        raise UserError("--stride must be at least 1")
-    path = find_weights(options.checkpoint, stages=("finetune",))
-    if sizes and is_own(path):
-        raise UserError(f"{path} says its own sizes; leave out --{sizes[0].replace('_', '-')}")
-    model, metadata = load_classifier(
-        path, config=config, classes=classes, classes_from=named, weights=config.weights
-    )
-    return model, metadata | ({"stride": config.stride} if "stride" in given else {})
+def gather_clips(inputs: Sequence[Path], root: Path | None) -> tuple[list[Path], list[VideoError]]:
+    """The clips that the given paths stand for, and an error for each path that cannot be read.
 
-
-def find_clips(inputs: Sequence[Path]) -> list[Path]:
-    """Files and frame folders that the given paths stand for."""
-    clips: list[Path] = []
-    for path in inputs:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
-        if not path.is_dir():
-            clips.append(path)
-            continue
-        videos = sorted(p for p in path.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
-        images = any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
-        if images and videos:
-            raise UserError(f"{path}: holds videos and images; name the ones that you mean")
-        if images:
-            clips.append(path)
-            continue
-        if not videos:
-            raise UserError(f"{path}: holds neither videos nor images")
-        clips.extend(videos)
-    return clips
-
-
-@torch.no_grad()
-def predict_clip(
-    path: Path,
-    model: VideoModel,
-    stride: int,
-    *,
-    window_step: int | None = None,
-    batch_size: int = 8,
-    square_pixels: bool = False,
-) -> list[Window]:
-    """Slides the model's window over one clip. The last frame is repeated where the clip is shorter.
-
-    ``square_pixels`` is that of :func:`mae_dfer.data.open_video`.
+    Raises:
+        UserError: a path that does not exist, a folder without clips, or a list that cannot be read.
     """
-    sizes, device = model.config, next(model.parameters()).device
-    length, transform, windows = sizes.num_frames, TestTransform(sizes.img_size), []
-    with open_video(path, square_pixels=square_pixels) as video:
-        starts = window_starts(video.num_frames, length, stride, window_step or max(length * stride // 2, 1))
-        for first in range(0, len(starts), batch_size):
-            part = starts[first : first + batch_size]
-            frames = [video.get(window_indices(video.num_frames, start, length, stride)) for start in part]
-            batch = torch.stack([transform(to_channels_first(clip)) for clip in frames]).to(device)
-            probabilities = model(batch).float().softmax(-1).cpu().numpy()
-            for start, row in zip(part, probabilities, strict=True):
-                end = min(start + length * stride, video.num_frames)
-                windows.append(Window(path, start, end, _seconds(video, start, end), row))
-    return windows
+    clips: list[Path] = []
+    failures: list[VideoError] = []
+    for path in inputs:
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path}: no such file or folder") from None
+        except OSError as error:
+            failures.append(video_error(path, error))
+            continue
+        if is_folder:
+            found, unreadable = find_clips(path)
+            if not found and not unreadable:
+                raise UserError(f"{path}: holds neither videos nor images")
+            clips += found
+            failures += unreadable
+        elif path.suffix.lower() in LIST_SUFFIXES:
+            clips += [Path(sample.path) for sample in read_list(path, root=root, labelled=False)]
+        else:
+            clips.append(path)
+    return clips, failures
 
 
-def _seconds(video: Video, start: int, end: int) -> tuple[float, float] | None:
-    """When frame ``start`` is first shown, and when the one before ``end`` no longer is."""
-    if video.times is None or video.end is None:
-        return None
-    return float(video.times[start]), float(video.times[end] if end < video.num_frames else video.end)
+def check_result(path: Path, inputs: Sequence[Path], clips: Sequence[Path], checkpoint: Path, force: bool) -> None:
+    """Raises UserError where the CSV would replace something that is needed, or another result without ``--force``."""
+
+    def kept() -> Iterator[Path]:
+        yield from inputs
+        for clip in clips:
+            yield clip
+            if os.path.isdir(clip):
+                with contextlib.suppress(OSError):  # it cannot be read: then it is no input
+                    yield from clip.iterdir()
+        yield checkpoint
+        if checkpoint.parent.name == "checkpoints":
+            yield from checkpoint.parent.iterdir()
+
+    check_writable(path, kept())
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; --force replaces it, --output takes another name")
 
 
 def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
@@ -235,37 +191,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .training.hardware import choose_device
 
     device = choose_device(options.device)
-    check_writable(options.output)
-    clips = find_clips(options.clips)
-    model, metadata = load_model(options)
-    model = model.to(device)
-    if metadata.get("data") == "demo":
-        console.print(
-            "warning: this model learnt drawn faces (the demo set); what it says of real people means nothing",
-            style="yellow",
-        )
+    clips, failures = gather_clips(options.clips, options.data_root)
+    checkpoint = find_weights(options.checkpoint, stages=("finetune",))
+    check_result(options.output, options.clips, clips, checkpoint, options.force)
+    given = vars(options)
+    predictor = load(
+        checkpoint,
+        device=device,
+        classes=options.classes,
+        say=console.print,
+        **{name: given[name] for name in (*UNTOLD, "weights", "stride") if name in given},
+    )
     windows: list[Window] = []
-    failures: list[UserError] = []
     with stage_bar("predict", len(clips)) as bar:
         for done, path in enumerate(clips, start=1):
             try:
-                windows += predict_clip(
-                    path,
-                    model,
-                    metadata["stride"],
-                    window_step=options.window_step,
-                    batch_size=options.batch_size,
-                    square_pixels=metadata.get("protocol") == "published",
-                )
-            except UserError as error:
+                windows += predictor.predict(path, window_step=options.window_step, batch_size=options.batch_size)
+            except VideoError as error:
                 failures.append(error)
             bar.update(done, path.name)
     if not windows:
         raise failures[0]
-    print_table(windows, metadata["classes"])
-    write_csv(windows, metadata["classes"], options.output)
-    good = len(clips) - len(failures)
-    console.print(f"{len(windows)} windows of {good} clips written to {options.output}")
+    # Before the table, so that nothing that befalls standard output costs the results.
+    write_csv(windows, predictor.classes, options.output)
+    print_table(windows, predictor.classes)
+    read = len({window.path for window in windows})
+    console.print(f"{len(windows)} windows of {read} clips written to {options.output}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 2 if failures else 0

@@ -239,7 +239,8 @@ def test_check_reads_words_with_and_without_classes(tmp_path, classes, capsys):
     if classes:
         write(tmp_path, classes, "classes.txt")
     assert check([str(file)]) == 1
-    report = (tmp_path / "list.txt.broken.txt").read_text().splitlines()
+    header, *report = (tmp_path / "list.txt.broken.txt").read_text().splitlines()
+    assert header.startswith("# ")
     assert [line.split("\t")[0] for line in report] == [str(tmp_path / "a.mp4"), str(tmp_path / "gone.mp4")]
     assert "skipped the header" in capsys.readouterr().err
 
@@ -422,8 +423,10 @@ def test_numbers_of_classes_are_no_part_of_their_names(tmp_path, text, said, cap
     assert note.startswith(f"note: {tmp_path / 'classes.txt'} ") and said in note and note.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["stage 1\nstage 2\n", "0 sad\n2 happy\n", "0 sad\nhappy\n", "7\n8\n", "2 a\n3 b\n"])
-def test_numbers_in_class_names_stay(tmp_path, text, capsys):
+@pytest.mark.parametrize(
+    "text", ["stage 1\nstage 2\n", "0 sad\n2 happy\n", "0 sad\nhappy\n", "7\n8\n", "2 a\n3 b\n", "#joy\n# sad\n"]
+)
+def test_numbers_and_marks_in_class_names_stay(tmp_path, text, capsys):
     assert open_dataset(dataset(tmp_path, classes=text)).classes == text.splitlines()
     assert not capsys.readouterr().err
 
@@ -434,3 +437,22 @@ def test_one_process_of_a_run_tells(tmp_path, rank, capsys):
     data = open_data(TrainConfig(data=str(tmp_path)), Hardware(torch.device("cpu"), None, rank, world_size=2))
     assert data.train == [Sample(str(tmp_path / "a.mp4"), 1)]
     assert capsys.readouterr().err.count("note: ") == (1 if rank == 0 else 0)
+
+
+def test_a_number_between_a_video_file_and_its_label_is_not_guessed_at(tmp_path):
+    """It may be the label itself, before a fold, a second label, or digits after a decimal comma."""
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "frames").mkdir()
+    for line in ("a.mp4,0,1", "a.mp4 3 5", "a.mp4;3,0", "a.mp4\t1\t0"):
+        with pytest.raises(UserError, match=r"list\.txt:1: two columns follow the path of a file, a\.mp4"):
+            read_list(write(tmp_path, line + "\n"))
+    assert read_list(write(tmp_path, "frames 120 3\n")) == [Sample(str(tmp_path / "frames"), 3)]
+    assert read_list(write(tmp_path, "a.mp4 0 -1\n"), labelled=False) == [Sample(str(tmp_path / "a.mp4"), -1)]
+
+
+def test_paths_of_an_unlabelled_list_may_end_in_numbers(tmp_path):
+    for name in ("clip", "clip 3", "sentence 1"):
+        (tmp_path / name).mkdir()
+    file = write(tmp_path, "clip 3\nsentence 1\nsentence 2\nclip 3 -1\n")
+    paths = [sample.path.rsplit("/", 1)[1] for sample in read_list(file, labelled=False, say=lambda _: None)]
+    assert paths == ["clip 3", "sentence 1", "sentence 2", "clip 3"]

@@ -178,6 +178,9 @@ def test_the_face_box_is_cut_first():
     assert torch.equal(transform(frames, 0), normalize(frames[..., 0:160, 32:192]))
     with pytest.raises(UserError, match="face_box"):
         transform(ramp(100, 100), 0)
+    for box in ((0, 32, 0, 0), (-1, 0, 10, 10)):
+        with pytest.raises(UserError, match="face box is top, left"):
+            PretrainTransform((160, 160), (1.0,), face_box=box)
 
 
 def test_a_squeezed_video_is_cropped_as_test_shows_it():

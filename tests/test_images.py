@@ -147,3 +147,50 @@ def test_every_kind_is_found_in_a_folder(tmp_path):
     with open_video(tmp_path) as video:
         assert video.num_frames == 8
         assert np.abs(video.get(range(8)).astype(int) - (GREY >> 8)[..., None]).mean() < 6
+
+
+def test_pages_of_one_file_are_frames(tmp_path):
+    pages = [Image.new("RGB", (48, 32), (40 * i, 90, 20)) for i in range(5)]
+    for name in ("stack.tif", "animation.webp", "animation.png"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:], duration=40, lossless=True)
+        with open_video(tmp_path / name) as video:
+            assert video.num_frames == 5, name
+            assert [int(frame[5, 5, 0]) for frame in video.get([4, 0, 2])] == [160, 0, 80], name
+    pages[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=pages[1:2])
+    with open_video(tmp_path / "phone.jpg") as video:
+        assert video.num_frames == 1
+
+
+def test_names_and_folders_that_are_no_frames(tmp_path):
+    for name in ("²3.png", "10.png", "2.png"):
+        Image.new("RGB", (48, 32)).save(tmp_path / name)
+    (tmp_path / "1.jpg").mkdir()
+    with open_video(tmp_path) as video:
+        assert video.num_frames == 3 and video.get(range(3)).shape == (3, 32, 48, 3)
+
+
+def test_a_frame_that_is_not_asked_for_may_be_unreadable(tmp_path):
+    folder = mixed_folder(tmp_path / "faces")
+    (folder / "0.png").write_bytes(b"nothing")
+    with open_video(folder) as video:
+        assert video.get([2]).shape == (1, 40, 60, 3)
+        with pytest.raises(VideoError, match=r"0\.png"):
+            video.get([0])
+
+
+@pytest.mark.filterwarnings("ignore::mae_dfer.data.VideoWarning")
+def test_a_face_box_is_cut_in_pixels_of_the_frames_though_they_differ_in_size(tmp_path):
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32, :32] = 255
+    for i in range(4):
+        Image.fromarray(picture).resize((64 + 2 * (i == 3), 64)).save(folder / f"{i}.png")
+    config = ClipConfig(num_frames=4, stride=1, img_size=16, face_box=(0, 0, 32, 32), crop_scales=(1.0,), mask="none")
+    clip = ClipDataset([Sample(str(folder), -1)], config, "pretrain")[(0, 0)]["clip"]
+    assert (clip > 2).float().mean() > 0.95  # all white
+    cached = ClipConfig(num_frames=2, stride=1, img_size=32, cache_gb=1.0)
+    plain = ClipConfig(num_frames=2, stride=1, img_size=32)
+    for epoch in range(6):
+        datasets = [ClipDataset([Sample(str(folder), 0)], config, "finetune", 3) for config in (cached, plain)]
+        assert (datasets[0][(epoch, 0)]["clip"] == datasets[1][(epoch, 0)]["clip"]).all()

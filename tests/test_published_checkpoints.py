@@ -78,7 +78,7 @@ def test_a_published_classifier_predicts_as_our_own_file_of_it(
     model = make(name, **options)
     save_weights(model, "own.safetensors", {"classes": list(CLASSES["dfew"]), "stride": 1})
     save_official(model, "published.pth")
-    common = [str(clip), "--device=cpu", "--window-step=1"]
+    common = [str(clip), "--device=cpu", "--window-step=1", "--force"]
     assert predict([*common, "--checkpoint=own.safetensors"]) == 0
     ours = rows()
     capsys.readouterr()
@@ -93,7 +93,7 @@ def test_classes_may_come_from_a_file_and_the_average_by_name(clip: Path) -> Non
     average = make(seed=1)
     torch.save({"model": to_official(make()), "model_ema": to_official(average)}, "published.pth")
     save_official(average, "average.pth")
-    common = [str(clip), "--device=cpu", "--classes=names.txt", *UNTOLD]
+    common = [str(clip), "--device=cpu", "--classes=names.txt", "--force", *UNTOLD]
     assert predict([*common, "--checkpoint=published.pth", "--weights=ema"]) == 0
     chosen = rows()
     assert predict([*common, "--checkpoint=average.pth"]) == 0
@@ -102,7 +102,7 @@ def test_classes_may_come_from_a_file_and_the_average_by_name(clip: Path) -> Non
 
 def test_the_stride_is_that_of_the_set(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_official(make(), "published.pth")
-    common = [str(clip), "--device=cpu", "--checkpoint=published.pth", *UNTOLD]
+    common = [str(clip), "--device=cpu", "--force", "--checkpoint=published.pth", *UNTOLD]
     for options, stride in ("--classes=ferv39k", 1), ("--classes=dfew", 4), ("--classes=ferv39k --stride=3", 3):
         assert predict([*common, *options.split()]) == 0
         assert f"at stride {stride}," in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import csv
 import struct
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -96,6 +97,53 @@ def test_a_recording_that_starts_between_key_frames(tmp_path):
     expected = decode_in_order(path)
     assert 20 <= len(expected) < 60
     assert_same_frames(path, expected)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("source", ["avi", "joined"])
+def test_timestamps_that_contradict_the_order_of_frames_are_not_believed(tmp_path, source, decoder):
+    """A copy of an AVI counts frames as they are stored, and so may one of files that are joined."""
+    whole = write_moving(tmp_path / ("v.mp4" if source == "joined" else "v.avi"))
+    path = tmp_path / "copy.mp4"
+    with av.open(str(whole)) as given, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(given.streams.video[0])
+        packets = [packet for packet in given.demux(given.streams.video[0]) if packet.size]
+        for number, packet in enumerate(packets):
+            packet.time_base = Fraction(1, 25)
+            if source != "joined" or number >= 40:
+                packet.pts = packet.dts = number
+            else:
+                packet.pts, packet.dts = packet.pts // 512, packet.dts // 512
+            packet.stream = copy
+            out.mux(packet)
+    with open_video(path, decoder=decoder) as video:
+        np.testing.assert_array_equal(video.get(range(60)), decode_in_order(path))
+    assert_same_frames(path, decode_in_order(path), decoder=decoder)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_pictures_that_are_renewed_piece_by_piece(tmp_path, decoder):
+    """With intra refresh, what a container calls a key frame is one from which pictures become whole in time."""
+    options = {"x264-params": "intra-refresh=1:keyint=20"}
+    path = write_moving(tmp_path / "v.mp4", b_frames=0, gop=20, frames=90, options=options)
+    expected = decode_in_order(path)
+    with open_video(path, decoder=decoder) as video:
+        for i in range(0, 90, 3):
+            np.testing.assert_array_equal(video.get([i])[0], expected[i])
+
+
+def test_damage_that_looks_like_another_stream_is_named(tmp_path):
+    """PyAV's demuxer raises an IndexError then."""
+    data = write_moving(tmp_path / "v.flv").read_bytes()
+    path = tmp_path / "d.flv"
+    for kept in range(1, 9):
+        middle = len(data) * kept // 10
+        path.write_bytes(data[:middle] + bytes(3000) + data[middle + 3000 :])
+        try:
+            with open_video(path) as video:
+                video.get(range(video.num_frames))
+        except VideoError as error:
+            assert error.path == str(path)
 
 
 # Times.

@@ -44,7 +44,8 @@ def load_official(
 
     A pre-training model takes a pre-training file, a classifier a classifier's or a pre-training file. In the
     last case, as in the published code, the encoder is taken, its final norm and the decoder are dropped, and
-    ``fc_norm`` and ``head`` stay as they were.
+    ``fc_norm`` and ``head`` stay as they were. A classifier's head is dropped where the model has none
+    (``num_classes=0``).
 
     Args:
         source: path of a file of ``torch.save`` or safetensors, or what such a file holds: a state dict, bare or
@@ -75,6 +76,8 @@ def load_network(model: VideoModel, network: Network) -> LoadReport:
         }
         fresh = [name for name in model.state_dict() if not name.startswith("encoder.")]
         expected = {name: part for name, part in expected.items() if part.name not in fresh}
+    elif not model.config.num_classes:
+        names = {name: name for name in names if not name.startswith("head.")}
     tensors = _weights_of({ours: network.values[theirs] for theirs, ours in names.items()}, expected, network.source)
     state = model.state_dict()
     check_match(

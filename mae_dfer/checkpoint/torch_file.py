@@ -15,6 +15,7 @@ import pickletools
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,9 @@ def _read_zip(file: MappedFile) -> Any:
     def take(key: str, dtype: torch.dtype, count: int, view: list[Any]) -> Storage:
         if key not in storages:
             storages[key] = file.storage(*locate(f"data/{key}"))
+            expected = records[f"{folder}data/{key}"].CRC
+            if expected and zlib.crc32(storages[key].numpy().data) != expected:  # 0: it was written without
+                raise DamagedFile("a storage does not have its checksum")
         return storage_of(storages[key], dtype, 0, count)
 
     return read_pickle(io.BytesIO(file.read(*locate("data.pkl"))), CALLS, storage_loader(take))

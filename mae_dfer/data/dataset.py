@@ -178,7 +178,7 @@ class ClipDataset(Dataset[Any]):
             frames = self._frames(sample.path, view, rng)
             clip = self._transform(transforms.to_channels_first(frames), int(rng.integers(2**32)))
         except VideoError as error:
-            return Failure(sample.path, error.reason, index, view)
+            return Failure(error.path, error.reason, index, view)
         except UserError as error:
             return Failure(sample.path, str(error), index, view)
         out = {"clip": clip, "label": sample.label, "index": index, "view": view}
@@ -194,9 +194,13 @@ class ClipDataset(Dataset[Any]):
         square = config.protocol == "published"
         with open_video(path, square_pixels=square, decoder=config.video_decoder) as video:
             indices = self._indices(video.num_frames, view, rng)
+            # A face box is in the pixels of the frames. Else images of different sizes are resized once.
+            size = None if self.mode == "pretrain" and config.face_box else config.size
             if self._cache_left <= 0:
-                return video.get(indices, config.size)
-            frames = video.get(range(video.num_frames), config.size)
+                return video.get(indices, size)
+            frames = video.get(range(video.num_frames), size)
+            if video.sizes_differ:  # which a clip's own frames may not
+                return video.get(indices, size)
         if frames.nbytes <= self._cache_left:
             self._cache[path] = frames
         self._cache_left -= frames.nbytes

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 
+from av.packet import Packet
+
+from mae_dfer.data.h264 import begins_anew
 from mae_dfer.data.video import Frames
 from mae_dfer.data.video_file import VideoFile, display_matrix
 from mae_dfer.errors import UserError
@@ -14,6 +17,12 @@ class DecordFile(VideoFile):
 
     Right it is in H.264 in mp4, of 8 bits, with closed GOPs, upright, of square pixels, and with no frame hidden.
     """
+
+    _has_closed_gops = True
+
+    def _can_start_at(self, packet: Packet) -> bool:
+        self._has_closed_gops &= begins_anew(bytes(packet))
+        return super()._can_start_at(packet)
 
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
         if self.reader == "decord":
@@ -34,7 +43,7 @@ class DecordFile(VideoFile):
             raise UserError("decord is not installed; pip install decord, or leave the decoder to PyAV") from None
         context = self._stream.codec_context
         known = self._timed and "mp4" in self._container.format.name.split(",") and context.name == "h264"
-        if not known or self._has_open_gops or self._pixel_aspect != 1.0:
+        if not known or not self._has_closed_gops or self._pixel_aspect != 1.0:
             return "pyav"
         first = next(self._frames_from_start(), None)
         if first is None or display_matrix(first) is not None or first.format.name not in ("yuv420p", "yuvj420p"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mae_dfer.data.images import IMAGE_SUFFIXES
-from mae_dfer.data.video import VideoError
+from mae_dfer.data.images import is_frame
+from mae_dfer.data.video import VideoError, video_error
 from mae_dfer.errors import UserError
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".vob", ".wmv",
+    ".asf", ".flv", ".ogv", ".mxf", ".dv", ".gif",
+)  # fmt: skip
 
 
 def find_clips(folder: Path) -> tuple[list[Path], list[VideoError]]:
@@ -26,22 +29,25 @@ def find_clips(folder: Path) -> tuple[list[Path], list[VideoError]]:
     """
     clips: list[Path] = []
     failures: list[VideoError] = []
-    seen: set[str] = set()
+    seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        failures.append(VideoError(error.filename, f"it cannot be read ({error.strerror})"))
+        failures.append(video_error(error.filename, error))
 
     for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found = os.path.realpath(parent)
-        if found in seen:
+        try:
+            found = os.stat(parent)
+        except OSError as error:
+            fail(error)
+            continue
+        if (found.st_dev, found.st_ino) in seen:
             folders.clear()
             continue
-        seen.add(found)
-        names = [name for name in files if not name.startswith(".")]
-        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in names):
+        seen.add((found.st_dev, found.st_ino))
+        if any(is_frame(name) for name in files):
             clips.append(Path(parent))
-        clips += [Path(parent, name) for name in names if _is_video(name)]
+        clips += [Path(parent, name) for name in files if _is_video(name)]
     clips.sort()
     for clip, after in zip(clips, clips[1:], strict=False):
         if clip in after.parents:
@@ -51,4 +57,4 @@ def find_clips(folder: Path) -> tuple[list[Path], list[VideoError]]:
 
 
 def _is_video(name: str) -> bool:
-    return name.lower().endswith(VIDEO_SUFFIXES)
+    return name.lower().endswith(VIDEO_SUFFIXES) and not name.startswith(".")

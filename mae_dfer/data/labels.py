@@ -132,13 +132,13 @@ class Labels:
 
 
 def read_classes(path: Path, *, say: Say = print_note) -> list[str]:
-    """Read ``classes.txt``: one class name per line, in the order of the classes' indices.
+    """Read ``classes.txt``: one class name per line, in the order of the classes' indices; it has no comments.
 
     A column with the classes' numbers, 0 … n - 1 or 1 … n, before or after the names is left out, and ``say`` is told.
 
     Raises: UserError naming the file where it cannot be read, is empty or names a class twice.
     """
-    lines = [line for _, line in read_lines(path)]
+    lines = [line for _, line in read_lines(path, comments=False)]
     if not lines:
         raise UserError(f"{path} names no classes; write one class name per line")
     names = _names_of_numbered(lines, path, say) or lines

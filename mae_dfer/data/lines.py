@@ -27,6 +27,7 @@ _LABEL_COLUMNS = frozenset(
 )
 
 Kind = tuple[int, bool]
+_WHOLE_LINE = -1  # words of a line that could end in a label, and is a path instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def read_line(line: str, labels: Labels) -> list[Reading]:
             raise UserError(f"no label after the path {line!r}; write 'path label' on each line")
         return _read_path(*labels.cut(cuts))
     if cuts and is_integer(cuts[0][1]):
-        return _read_path(*cuts[0])
+        whole = [] if _quoted_path(cuts[0][0]) else [Reading(line, None, _WHOLE_LINE)]
+        return whole + _read_path(*cuts[0])
     readings = [Reading(_quoted_path(line) or line, None)]
     for words, (before, label) in enumerate(cuts, start=1):
         if _WORDS.fullmatch(label) or is_number(label) or labels.find(label):
@@ -97,7 +99,9 @@ def choose(readings: list[Reading], paths: Paths, kinds: Counter[Kind]) -> Readi
     for reading in others:
         if paths.exists(reading.path):
             return reading
-    return last if not others or kinds[last.kind] or paths.exists(last.path) else None
+    if not others or kinds[last.kind] or paths.exists(last.path):
+        return last
+    return None
 
 
 def is_header(line: str, labels: Labels, paths: Paths) -> bool:

@@ -103,6 +103,11 @@ def _read_samples(
     undecided: dict[int, list[Reading]] = {}  # by index
 
     def sample(reading: Reading, located: str) -> Sample:
+        if reading.frames and labels.required and os.path.isfile(located):
+            raise UserError(
+                f"two columns follow the path of a file, {reading.path}, and either may be its label (a number of "
+                "frames is understood only after a folder of frames); write 'path label' on each line"
+            )
         kinds[reading.kind] += 1
         return Sample(located, UNLABELLED if reading.label is None else labels.read(reading.label))
 
@@ -117,7 +122,7 @@ def _read_samples(
             else:
                 samples.append(sample(reading, located))
         for index, readings in undecided.items():  # their files are missing: they are read as most other lines are
-            reading = max(readings, key=lambda reading: kinds[reading.kind])
+            reading = max(readings, key=lambda reading: (kinds[reading.kind], reading.words >= 0))
             located = paths.locate(reading.path)
             if located is None:
                 raise UserError(
@@ -136,7 +141,7 @@ def _read_samples(
 def _tell_kinds(path: Path, kinds: Counter[Kind], say: Say) -> None:
     total = kinds.total()
     frames = sum(count for (_, with_frames), count in kinds.items() if with_frames)
-    words = sum(count for (fields, _), count in kinds.items() if fields)
+    words = sum(count for (fields, _), count in kinds.items() if fields > 0)
     if frames:
         say(f"{path}: {frames} of {total} lines have a number of frames between path and label, which is not used")
     if words:

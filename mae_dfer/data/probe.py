@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rich.console import Console
 from rich.progress import track
 
 from mae_dfer.data.dataset import Failure
 from mae_dfer.data.lists import Sample
-from mae_dfer.data.video import VideoError, open_video
+from mae_dfer.data.video import VideoError, as_video_error, open_video
 
 _SLICE = 1024
 _SHOWN_FROM = 500  # files that take long enough for a progress bar
@@ -37,14 +38,12 @@ def check_container(path: str) -> None:
     from mae_dfer.data.images import IMAGE_SUFFIXES
     from mae_dfer.data.video_file import VideoFile
 
-    try:
-        if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
+    if os.path.isfile(path) and not path.lower().endswith(IMAGE_SUFFIXES):
+        with as_video_error(path):
             VideoFile(path, only_check=True).close()
-        else:
-            with open_video(path) as video:
-                video.get([0])
-    except OSError as error:
-        raise VideoError(path, f"it cannot be read ({error.strerror})") from None
+    else:
+        with open_video(path) as video:
+            video.get([0])
 
 
 def _decode_ends(path: str) -> None:
@@ -61,7 +60,7 @@ def _find_failures(
         try:
             look(sample.path)
         except VideoError as error:
-            return Failure(sample.path, error.reason, index)
+            return Failure(error.path, error.reason, index)
         return None
 
     items = list(enumerate(samples))
@@ -69,5 +68,7 @@ def _find_failures(
         # In slices: the pool queues all that it is given, and lists may hold millions.
         slices = (items[at : at + _SLICE] for at in range(0, len(items), _SLICE))
         results = (result for part in slices for result in pool.map(probe, part))
-        shown = track(results, "checking files", total=len(samples), disable=not progress)
+        console = Console(stderr=True)
+        hidden = not (progress and console.is_terminal)
+        shown = track(results, "checking files", len(samples), console=console, transient=True, disable=hidden)
         return [failure for failure in shown if failure is not None]

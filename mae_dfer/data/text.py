@@ -51,12 +51,12 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, stripped text) of the lines that say something; ``#`` starts a comment line."""
+def read_lines(path: Path, *, comments: bool = True) -> list[tuple[int, str]]:
+    """(line number, stripped text) of the lines that say something. With ``comments``, ``#`` starts one."""
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     # Files that were joined keep the byte order marks of their parts.
     lines = ((number, line.lstrip("\ufeff").strip()) for number, line in enumerate(text.split("\n"), start=1))
-    return [(number, line) for number, line in lines if line and not line.startswith("#")]
+    return [(number, line) for number, line in lines if line and not (comments and line.startswith("#"))]
 
 
 def unquote(field: str) -> str | None:

@@ -5,14 +5,17 @@ What is behind :func:`open_video`: `video_file.py` and `decord_file.py` for vide
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae_dfer.errors import UserError
+from mae_dfer.files import encodable
 
 Frames = NDArray[np.uint8]
 
@@ -20,15 +23,33 @@ DECODERS = ("pyav", "decord")
 
 
 class VideoError(UserError):
-    """A video that cannot be read; the message names the path and the reason."""
+    """A video that cannot be read; the message names the path and the reason.
+
+    Both are text that can be written as UTF-8, whatever the names of files are.
+    """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path = os.fspath(path)
-        self.reason = reason
+        self.path, self.reason = encodable(os.fspath(path)), encodable(reason)
+        super().__init__(f"{self.path}: {self.reason}")
 
     def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
         return type(self), (self.path, self.reason)
+
+
+def video_error(path: str | os.PathLike[str], error: OSError) -> VideoError:
+    """The :class:`VideoError` for a failure of the file system."""
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return VideoError(path, "no such file or folder (check the path, or the root of the list)")
+    return VideoError(path, f"it cannot be read ({error.strerror or ' '.join(str(error).split())})")
+
+
+@contextlib.contextmanager
+def as_video_error(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises a :class:`VideoError` for any failure of the file system."""
+    try:
+        yield
+    except OSError as error:
+        raise video_error(path, error) from None
 
 
 class VideoWarning(UserWarning):
@@ -44,6 +65,9 @@ class Video:
         times: float64 (num_frames,), the second at which each frame is first shown, 0 being where a player starts;
             None for images, and for a file that tells no times.
         end: the second at which the last frame is no longer shown; None where ``times`` is.
+        sizes_differ: whether frames were resized by :meth:`get` because images differ in size.
+
+    A video is read by one thread at a time.
     """
 
     path: str
@@ -51,6 +75,7 @@ class Video:
     fps: float | None = None
     times: NDArray[np.float64] | None = None
     end: float | None = None
+    sizes_differ: bool = False
 
     def close(self) -> None:
         pass
@@ -78,7 +103,8 @@ class Video:
                 f"{self.path}: frames {wanted.min()} … {wanted.max()} asked of {self.num_frames}"
             )
         unique, inverse = np.unique(wanted, return_inverse=True)
-        frames = self._decode([int(i) for i in unique], size)
+        with as_video_error(self.path):
+            frames = self._decode([int(i) for i in unique], size)
         return np.stack([frames[i] for i in inverse])
 
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
@@ -99,26 +125,32 @@ def open_video(
         decoder: ``decord`` decodes with decord what it is known to decode right (H.264 in mp4); the rest, and
             everything by default, is decoded with PyAV.
 
-    Raises: VideoError naming path and reason: missing, empty, truncated or damaged file, no frames, not a video.
+    Raises: VideoError naming path and reason: missing, not to be read, empty, truncated or damaged, no frames, not a
+    video.
     """
+    if decoder not in DECODERS:
+        raise UserError(f"unknown video decoder {decoder!r}; there are {', '.join(DECODERS)}")
+    path = os.fspath(path)
+    if path != encodable(path):
+        raise VideoError(path, "its name is not valid UTF-8, which decoders need; rename it")
+    with as_video_error(path):
+        return _open(path, square_pixels, decoder)
+
+
+def _open(path: str, square_pixels: bool, decoder: str) -> Video:
     from mae_dfer.data.decord_file import DecordFile
     from mae_dfer.data.images import IMAGE_SUFFIXES, ImageFrames, list_frames
     from mae_dfer.data.video_file import VideoFile
 
-    path = os.fspath(path)
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        shown = path.encode(errors="backslashreplace").decode()
-        raise VideoError(shown, "its name is not valid UTF-8, which decoders need; rename it") from None
-    if os.path.isdir(path):
+    if os.path.islink(path) and not os.path.lexists(target := os.path.realpath(path)):
+        raise VideoError(path, f"it is a link to {target}, which does not exist")
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
         return ImageFrames(path, list_frames(path))
-    if not os.path.exists(path):
-        raise VideoError(path, "no such file or folder (check the path, or the root of the list)")
-    if os.path.getsize(path) == 0:
+    if not stat.S_ISREG(found.st_mode):
+        raise VideoError(path, "it is a device, a pipe or a socket; give a file or a folder")
+    if found.st_size == 0:
         raise VideoError(path, "the file is empty")
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         return ImageFrames(path, [path])
-    if decoder not in DECODERS:
-        raise UserError(f"unknown video decoder {decoder!r}; there are {', '.join(DECODERS)}")
     return (DecordFile if decoder == "decord" else VideoFile)(path, square_pixels)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import av
 import av.filter
 import numpy as np
+from av.packet import Packet
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -27,6 +28,7 @@ from av.video.stream import VideoStream
 from mae_dfer.data import frame_index
 from mae_dfer.data.containers import announced_size
 from mae_dfer.data.frame_index import FrameIndex
+from mae_dfer.data.h264 import is_whole_at_once
 from mae_dfer.data.video import Frames, Video, VideoError, VideoWarning
 from mae_dfer.files import describe_impostor
 
@@ -35,10 +37,13 @@ from mae_dfer.files import describe_impostor
 _TIMED = {"mp4", "matroska", "flv"}
 _FRAME_A_PACKET = {"h264", "hevc", "vp9", "av1", "mjpeg"}
 _PROGRESSIVE = (0, 1)  # field orders; 0 is unknown. The two fields of a frame may be two packets.
+_LOOKED_AT = 50  # frames, to see whether their order is that of their timestamps
 _TEXT = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws text files, as terminals do
 # Frames of other files stay in memory, as they are decoded, up to this size. Longer videos are decoded again, from the
 # key frame before those that are wanted.
 _KEEP_BYTES = 256 * 2**20
+# PyAV raises IndexError where damage looks like the beginning of another stream.
+_DAMAGE = (av.FFmpegError, IndexError)
 # Pixels this many times as wide as high, or as high as wide, are damage.
 _WIDEST_PIXEL = 10.0
 
@@ -125,7 +130,6 @@ class VideoFile(Video):
         self._kept: list[VideoFrame] = []
         self._frame_index: FrameIndex | None = None
         self._last_duration = 0
-        self._has_open_gops = False
         self._timed = (
             bool(_TIMED & set(self._container.format.name.split(",")))
             and context.name in _FRAME_A_PACKET
@@ -149,6 +153,7 @@ class VideoFile(Video):
         Packets that an edit list hides are decoded for what follows, and not shown.
         """
         shown: list[tuple[int, int]] = []
+        latest, has_orders = -(2**63), not self._stream.codec_context.has_b_frames
         try:
             for packet in self._container.demux(self._stream):
                 if packet.size == 0:
@@ -157,22 +162,35 @@ class VideoFile(Video):
                     raise VideoError(self.path, "the file is truncated or damaged")
                 if packet.pts is None:
                     return False
-                if packet.is_keyframe:
+                # Frames that are shown in another order than they are stored in have timestamps that say so, but for
+                # copies of AVI and of raw streams, which count them as they are stored.
+                has_orders |= packet.pts < latest
+                latest = max(latest, packet.pts)
+                if packet.is_keyframe and self._can_start_at(packet):
                     self._keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
                 elif not self._keys or packet.pts < self._keys[0][0]:
                     return False  # decoders show no frame before the first key frame
-                else:
-                    # Shown before the key frame that it needs.
-                    self._has_open_gops |= packet.pts < self._keys[-1][0]
                 if not packet.is_discard:
                     shown.append((packet.pts, packet.duration or 0))
-        except av.FFmpegError as error:
+        except _DAMAGE as error:
             raise VideoError(self.path, f"the file is damaged ({_reason(error)})") from None
+        if not has_orders and not self._runs_forward():
+            return False
         shown.sort()
         self._stamps = [stamp for stamp, _ in shown]
         self._last_duration = shown[-1][1] if shown else 0
         self._keys.sort()
         return len(set(self._stamps)) == len(shown)
+
+    def _runs_forward(self) -> bool:
+        """Whether the first frames have ascending timestamps in the order they are shown."""
+        found = [frame.pts for frame in itertools.islice(self._frames_from_start(), _LOOKED_AT)]
+        stamps = [stamp for stamp in found if stamp is not None]
+        return len(stamps) == len(found) and all(a < b for a, b in itertools.pairwise(stamps))
+
+    def _can_start_at(self, packet: Packet) -> bool:
+        """Whether decoding may start at this key frame."""
+        return self._stream.codec_context.name != "h264" or is_whole_at_once(bytes(packet))
 
     def _index_frames(self) -> None:
         index = frame_index.recall(self.path)
@@ -245,7 +263,7 @@ class VideoFile(Video):
                     if frame.is_corrupt:
                         raise VideoError(self.path, "a frame is damaged")
                     yield frame
-        except av.FFmpegError as error:
+        except _DAMAGE as error:
             raise VideoError(self.path, f"decoding failed: the file is damaged ({_reason(error)})") from None
 
     def _frames_from_start(
@@ -260,7 +278,10 @@ class VideoFile(Video):
         at = bisect.bisect_right(self._keys, stamp, key=lambda key: key[0]) - 1
         if at < 0:
             return self._frames_from_start(wanted)
-        self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
+        try:
+            self._container.seek(self._keys[at][1], stream=self._stream, backward=True)
+        except av.FFmpegError:
+            return self._frames_from_start(wanted)
         frames = self._frames(wanted)
         first = next(frames, None)
         if first is None or first.pts is None or first.pts > stamp:
@@ -305,7 +326,13 @@ class VideoFile(Video):
         else:
             numbered = enumerate(self._kept or self._frames_from_start())
         found: dict[int | None, Frames] = {}
+        latest = -(2**63)
         for key, frame in numbered:
+            if self._timed and key is not None and latest > key:  # as where files were joined
+                self._timed = False
+                self._index_frames()
+                return self._decode(indices, size)
+            latest = latest if key is None else key
             if key in wanted:
                 found[key] = self._rgb(frame)
                 if len(found) == len(wanted):

@@ -16,6 +16,8 @@ __all__ = [
     "VideoClassifier",
     "VideoModel",
     "configure_model",
+    "create_autoencoder",
+    "create_classifier",
     "create_model",
     "list_models",
 ]
@@ -51,10 +53,10 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoencoder:
-    """A freshly initialised model.
+    """A freshly initialised model: of :func:`create_classifier`, or of :func:`create_autoencoder` for ``mae_…``.
 
     Args:
-        name: one of :func:`list_models`; ``mae_…`` is the pre-training model of an encoder.
+        name: one of :func:`list_models`.
         overrides: any field of :class:`ModelConfig` but the name, in place of the model's own; ``decoder_…``
             for pre-training models only.
 
@@ -68,6 +70,22 @@ def create_model(name: str, **overrides: Any) -> VideoClassifier | MaskedAutoenc
     """
     config = configure_model(name, overrides)
     return MaskedAutoencoder(config) if config.is_mae else VideoClassifier(config)
+
+
+def create_classifier(name: str, **overrides: Any) -> VideoClassifier:
+    """:func:`create_model` for a name without ``mae_``. ``num_classes=0`` leaves out the head: features come out."""
+    config = configure_model(name, overrides)
+    if config.is_mae:
+        raise UserError(f"{name} is a pre-training model; the classifier is {name.removeprefix('mae_')}")
+    return VideoClassifier(config)
+
+
+def create_autoencoder(name: str, **overrides: Any) -> MaskedAutoencoder:
+    """:func:`create_model` for a name with ``mae_``: the pre-training model."""
+    config = configure_model(name, overrides)
+    if not config.is_mae:
+        raise UserError(f"{name} is a classifier; the pre-training model is mae_{name}")
+    return MaskedAutoencoder(config)
 
 
 def configure_model(name: str, overrides: dict[str, Any]) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -20,18 +21,31 @@ def make_encoder(config: ModelConfig) -> LGIEncoder | ViTEncoder:
 class VideoModel(nn.Module):
     """A model of clips with an ``encoder``; holds no state besides its parameters."""
 
+    encoder: LGIEncoder | ViTEncoder
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         check_fits_to_make(config)
         self.config = config
 
     def check_clip(self, clip: Tensor) -> None:
-        """Raises :class:`UserError` unless ``clip`` is (B, 3, frames, height, width) as configured."""
+        """Raises :class:`UserError` unless ``clip`` is (B, 3, frames, height, width) as configured, and of the dtype of
+        the parameters, or of any floating-point dtype under autocast."""
         expected = (3, self.config.num_frames, *self.config.img_size)
         if clip.ndim != 5 or tuple(clip.shape[1:]) != expected:
             raise UserError(
                 f"{self.config.name} expects clips of shape (batch, 3 channels, {expected[1]} frames, "
                 f"{expected[2]} rows, {expected[3]} columns), got {tuple(clip.shape)}"
+            )
+        if not clip.is_floating_point():
+            raise UserError(
+                f"{self.config.name} expects clips of ImageNet-normalised floating-point numbers, got {clip.dtype}; "
+                "mae_dfer.data.transforms.normalize makes them of pixels"
+            )
+        dtype = self.encoder.patch_embed.proj.weight.dtype
+        if clip.dtype != dtype and not torch.is_autocast_enabled(clip.device.type):
+            raise UserError(
+                f"{self.config.name} has {dtype} parameters and got a clip of {clip.dtype}; give clip.to({dtype})"
             )
 
     def no_weight_decay(self) -> set[str]:

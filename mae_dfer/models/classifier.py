@@ -13,13 +13,13 @@ from .layers import init_finetuning, layer_norm
 
 
 class VideoClassifier(VideoModel):
-    """Encoder, mean over tokens, LayerNorm, linear head (paper, section 3.2)."""
+    """Encoder, mean over tokens, LayerNorm, linear head (paper, section 3.2); no head where there are no classes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.encoder = make_encoder(config)
         self.fc_norm = layer_norm(config.embed_dim)
-        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        self.head = nn.Linear(config.embed_dim, config.num_classes) if config.num_classes else nn.Identity()
         init_finetuning(self)
         self.encoder.init_tokens(limit=2.0)  # a hundred standard deviations: never reached
         # Near-zero logits at the start, as published: the first gradients come from a uniform prediction.
@@ -36,11 +36,11 @@ class VideoClassifier(VideoModel):
             (B, C).
 
         Raises:
-            UserError: a clip of another shape than configured; the message names both.
+            UserError: a clip of another shape or dtype than configured; the message names both.
         """
         self.check_clip(clip)
         return self.fc_norm(self.encoder.pooled(clip))
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Logits (B, classes); see :meth:`forward_features`."""
+        """Logits (B, classes), or features (B, C) where ``num_classes`` is 0; see :meth:`forward_features`."""
         return self.head(self.forward_features(clip))

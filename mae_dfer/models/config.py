@@ -39,7 +39,8 @@ class ModelConfig:
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
         embed_dim, depth, num_heads, mlp_ratio: width, blocks, heads and MLP expansion of the encoder.
-        num_classes: outputs of the classifier; pre-training models have no use for it.
+        num_classes: outputs of the classifier; 0: no head, so that the features come out. Pre-training models have no
+            use for it.
         region_size: (t, h, w) tokens of a local region, each dividing the grid. A ViT has no regions.
         local_attention: step 1 of the LGI block. ``self``: all tokens of a region attend to each other;
             ``representative``: only the representative token attends, to its region's local tokens.
@@ -219,6 +220,9 @@ def _check_ranges(config: ModelConfig) -> None:
         elif isinstance(value, tuple):
             if min(value) < 1:
                 raise UserError(f"{field.name} must be positive, got {value}")
+        elif field.name == "num_classes":
+            if value < 0:
+                raise UserError(f"num_classes must be 0 (features instead of logits) or more, got {value}")
         elif not isinstance(value, (bool, str)) and value <= 0:
             raise UserError(f"{field.name} must be positive, got {value}")
 

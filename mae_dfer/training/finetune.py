@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .. import create_model
+from .. import create_classifier
 from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
 from ..models import VideoClassifier, VideoModel
@@ -69,7 +69,7 @@ def build_classifier(config: TrainConfig, num_classes: int) -> VideoClassifier:
     """The classifier these settings describe, freshly initialised."""
     overrides = config.model_overrides(pretraining=False)
     overrides |= {"num_classes": num_classes, "drop_path_rate": config.finetune.drop_path}
-    return cast(VideoClassifier, create_model(config.model, **overrides))
+    return create_classifier(config.model, **overrides)
 
 
 def shuffled_labels(samples: list[Sample], seed: int) -> list[Sample]:

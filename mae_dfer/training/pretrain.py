@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .. import create_model
+from .. import create_autoencoder
 from ..config import TrainConfig
 from ..data import ClipDataset, DatasetFolder, Sample
 from ..losses import reconstruct_frames, reconstruction_loss, reconstruction_targets
@@ -27,7 +27,7 @@ class PretrainTask:
         self.config, self.hardware = config, hardware
         self.settings = config.pretrain
         torch.manual_seed(config.seed)
-        self.model: VideoModel = create_model(
+        self.model: VideoModel = create_autoencoder(
             f"mae_{config.model}", **config.model_overrides(pretraining=True)
         )
         self.metadata: dict[str, Any] = {"data": config.data}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from .. import create_model
+from .. import create_classifier
 from ..checkpoint import (
     LoadReport,
     check_sizes,
@@ -38,7 +38,7 @@ def start_from(model: VideoModel, path: Path | str, run: RunFolder, weights: str
     """
     pretraining = model.config.is_mae
     weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
-    report = _load(model, weights_path, pretraining, weights)
+    report = _load(model, weights_path, weights)
     run.log(
         "init_from",
         path=str(weights_path),
@@ -92,7 +92,7 @@ def load_classifier(
             f"{classes_from} ({', '.join(classes)}); names and order must agree"
         )
     settings = dict(metadata["model"])
-    model = cast(VideoClassifier, create_model(settings.pop("name"), **settings | {"fused_attn": fused_attn}))
+    model = create_classifier(settings.pop("name"), **settings | {"fused_attn": fused_attn})
     load_into(model, tensors, source=str(weights_path))
     return model.eval(), metadata
 
@@ -117,7 +117,7 @@ def _load_published(
     if told["num_classes"] != len(classes):
         raise UserError(f"{path} has {told['num_classes']} outputs; {classes_from} has {len(classes)} classes")
     if config.model == TrainConfig.model:  # none was asked for by name: it is the one that the tensors tell
-        model = cast(VideoClassifier, create_model(name, **told | config.model_overrides(pretraining=False)))
+        model = create_classifier(name, **told | config.model_overrides(pretraining=False))
     else:
         model = build_classifier(config, len(classes))
     sizes = model.config
@@ -140,14 +140,14 @@ def _load_published(
     return model.eval(), {"classes": classes, "stride": config.stride}
 
 
-def _load(model: VideoModel, path: Path, pretraining: bool, weights: str) -> LoadReport:
+def _load(model: VideoModel, path: Path, weights: str) -> LoadReport:
     check_sizes(model.config, path, weights)
     if not is_own(path):
         return load_official(model, path, weights=weights)
     _refuse_average(path, weights)
     tensors, metadata = load_weights(path)
-    if _is_mae(metadata["model"]["name"]) and not pretraining:
-        return load_pretrained_encoder(cast(VideoClassifier, model), tensors, source=str(path))
+    if _is_mae(metadata["model"]["name"]) and isinstance(model, VideoClassifier):
+        return load_pretrained_encoder(model, tensors, source=str(path))
     return load_into(model, tensors, source=str(path))
 
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mae_dfer.cli import Parser, command
+from mae_dfer.errors import UserError
+from mae_dfer.files import check_writable
 
 from . import default_folder, ensure_demo
-from .contact_sheet import save_contact_sheet
+from .contact_sheet import check_format, save_contact_sheet
 
 
 @command
@@ -21,9 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="FILE", help="also save an overview picture (.png or .jpg)"
     )
+    parser.add_argument("--force", action="store_true", help="replace the picture where there is one")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N clips of each split, for a quick look")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     options = parser.parse_args(argv)
+    if options.contact_sheet is not None:
+        check_format(options.contact_sheet)
+        check_writable(options.contact_sheet)
+        if options.contact_sheet.exists() and not options.force:
+            raise UserError(f"{options.contact_sheet} exists; --force replaces it")
     folder = ensure_demo(options.output, workers=options.workers, limit=options.limit)
     print(f"demo set: {folder}")
     if options.contact_sheet is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mae_dfer.errors import UserError
+from mae_dfer.files import write_atomically
 
 from .expression import CLASSES, FIRST, LAST
 from .render import clips_of, frames_of
@@ -39,16 +40,16 @@ def contact_sheet(people: int = 3, columns: int = 5, split: str = "train", size:
 
 def save_contact_sheet(path: Path, **options: int | str) -> None:
     """Writes :func:`contact_sheet` as a picture; the suffix of ``path`` names the format."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"{path}: unknown picture format; use .png or .jpg")
+    check_format(path)
     picture = Image.fromarray(contact_sheet(**options))  # type: ignore[arg-type]
     if path.suffix.lower() == ".png":
         picture = picture.quantize(256, kmeans=2)  # a third of the size
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, optimize=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+    write_atomically(path, lambda temporary: picture.save(temporary, optimize=True))
+
+
+def check_format(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"{path}: unknown picture format; use .png or .jpg")
 
 
 def _write(sheet: np.ndarray, text: str, place: tuple[int, int]) -> None:
