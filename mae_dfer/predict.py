@@ -43,6 +43,10 @@ examples:
 LIST_SUFFIXES = (".txt", ".csv")
 
 
+# Further options that are arguments of `load`.
+OF_LOAD = ("weights", "stride", "protocol")
+
+
 def build_parser() -> Parser:
     parser = Parser(
         prog="python -m mae_dfer.predict", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=RawHelp
@@ -94,7 +98,7 @@ def build_parser() -> Parser:
     add_options(
         published,
         TrainConfig,
-        skip=[name for name in TrainConfig.__dataclass_fields__ if name not in (*UNTOLD, "weights", "stride")],
+        skip=[name for name in TrainConfig.__dataclass_fields__ if name not in (*UNTOLD, *OF_LOAD)],
     )
     return parser
 
@@ -200,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=device,
         classes=options.classes,
         say=console.print,
-        **{name: given[name] for name in (*UNTOLD, "weights", "stride") if name in given},
+        **{name: given[name] for name in (*UNTOLD, *OF_LOAD) if name in given},
     )
     windows: list[Window] = []
     with stage_bar("predict", len(clips)) as bar:

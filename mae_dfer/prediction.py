@@ -102,6 +102,7 @@ def load(
     classes: str | Sequence[str] | None = None,
     stride: int | None = None,
     weights: str = "auto",
+    protocol: str | None = None,
     say: Callable[[str], Any] = print_note,
     **sizes: Any,
 ) -> Predictor:
@@ -118,6 +119,8 @@ def load(
             one name per line, or the names in the order of the outputs. A checkpoint of ours must have the same.
         stride: in place of the checkpoint's own, or of the data set's.
         weights: of a published checkpoint: ``model``, ``ema`` or ``auto``; see :func:`mae_dfer.load_official`.
+        protocol: ``published`` takes pixels for square, ``corrected`` shows frames as wide as they are; in place of the
+            checkpoint's own. A published checkpoint holds none, and is taken for ``corrected``.
         say: is called with one line for each thing that was assumed; default: print on stderr.
         sizes: what a published checkpoint does not tell and the paper's values are not right for: ``img_size``,
             ``num_frames``, ``region_size``, ``num_heads``, ``pool``; ``preset`` or ``model``.
@@ -148,7 +151,7 @@ def load(
         model if device is None else model.to(device),
         metadata["classes"],
         metadata["stride"] if stride is None else stride,
-        metadata.get("protocol") == "published",
+        (protocol or metadata.get("protocol")) == "published",
         weights_path,
     )
 

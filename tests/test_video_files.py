@@ -208,6 +208,20 @@ def test_the_published_protocol_takes_all_pixels_for_square(tmp_path):
         assert dataset._frames(str(path), 0, np.random.default_rng(0)).shape == (4, 64, width, 3)
 
 
+def test_prediction_takes_pixels_for_square_where_that_is_asked_for(tmp_path):
+    import mae_dfer
+    from mae_dfer.checkpoint import save_weights
+
+    sizes = {"img_size": 32, "num_frames": 4, "embed_dim": 16, "depth": 1, "num_heads": 1, "region_size": (2, 1, 2)}
+    model = mae_dfer.create_model("lgi_former_tiny_patch16_160", num_classes=2, **sizes)
+    for trained in ("corrected", "published"):
+        path = tmp_path / f"{trained}.safetensors"
+        save_weights(model, path, {"classes": ["a", "b"], "stride": 1, "protocol": trained})
+        assert mae_dfer.load(path).square_pixels is (trained == "published")
+        for asked in ("corrected", "published"):
+            assert mae_dfer.load(path, protocol=asked).square_pixels is (asked == "published")
+
+
 ORIENTATIONS = {  # (a, b, c, d) of the track's matrix -> what is shown
     "upright": ((1, 0, 0, 1), lambda p: p),
     "quarter turn": ((0, 1, -1, 0), lambda p: np.rot90(p, -1)),
