@@ -130,7 +130,10 @@ class TrainConfig:
     )
     output_dir: str | None = option(None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER")
     init_from: str | None = option(
-        None, "weights to start from: a run folder, its .safetensors, or a published .pth", metavar="PATH"
+        None,
+        "weights to start from: a .safetensors of a run, a published .pth, or a run folder "
+        "(its newest pre-training checkpoint, else its newest classifier; for --stage evaluate its newest classifier)",
+        metavar="PATH",
     )
     weights: str = option(
         "auto",

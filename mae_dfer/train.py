@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
 from .models.memory import tell_exhaustion
 from .settings_check import check_settings
+from .training.failures import ended_by_signals, explained
+
+if TYPE_CHECKING:
+    from .training.run import RunFolder
 
 DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
@@ -75,6 +80,12 @@ def build_parser() -> Parser:
     run.add_argument(
         "--resume", type=Path, metavar="RUN", help="go on with an earlier run folder, from its newest checkpoint"
     )
+    run.add_argument(
+        "--redo",
+        choices=("finetune",),
+        default=argparse.SUPPRESS,
+        help="with --resume: fine-tune from the start; the checkpoints and scores there are set aside",
+    )
     run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
     run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
     run.add_argument(
@@ -105,6 +116,7 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
         config = TrainConfig.load(resume / "config.json")
     else:
         config = preset(given.get("preset", "tiny"))
+    redo = given.pop("redo", None)
     for name in BOTH_STAGES:
         value = given.pop(name)
         if value is not None:
@@ -116,6 +128,8 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
             setattr(getattr(config, stage), setting, value)
         else:
             setattr(config, name, value)
+    if redo is not None and (resume is None or config.stage == "evaluate"):
+        raise UserError("--redo takes the run to fine-tune again as --resume RUN, and a --stage that trains")
     check(config, resuming=resume is not None)
     return config, resume, names
 
@@ -142,6 +156,7 @@ def _option(group: str, name: str) -> str:
 
 
 @command
+@ended_by_signals()
 def main(argv: Sequence[str] | None = None) -> int:
     config, resume, given = parse_config(argv)
     # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
@@ -156,17 +171,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend = encoder_backend(model, config.fused_attn, hardware)
         data = open_data(config, hardware)
         check_inputs(config, data, model, hardware)
-        # One process makes the folder: others would find it there, or name it a second later.
-        path = resume or Path(hardware.decide(lambda: str(RunFolder.create(config))))
-        run = RunFolder(path, write=hardware.is_main)
-        before = TrainConfig.load(path / "config.json")
+        run = RunFolder.open(config, resume, hardware)
         try:
-            if hardware.is_main and config.stage != "evaluate":
-                config.save(path / "config.json")  # a resumed run keeps the options that were given this time
-            run_stages(config, data, run, hardware, backend, given)
+            with explained(run.path):
+                run_stages(config, data, run, hardware, backend, given)
         except UserError:
-            if hardware.is_main:
-                before.save(path / "config.json")
             if resume is None:
                 run.remove_if_unused()
             raise
@@ -179,17 +188,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @tell_exhaustion()
 def run_stages(
-    config: TrainConfig, data: Any, run: Any, hardware: Any, backend: str, given: Collection[str] = ()
+    config: TrainConfig, data: Any, run: RunFolder, hardware: Any, backend: str, given: Collection[str] = ()
 ) -> None:
     """The stages that ``config.stage`` asks for, each starting from the one before. ``given``: options on the line."""
     from .training.evaluate import evaluate
     from .training.progress import console
-    from .training.run import find_weights
-    from .training.weights import load_classifier
 
     started = time.monotonic()
     say = console.print if hardware.is_main else lambda *_, **__: None
     say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
+    hardware.decide(lambda: prepare(config, run, given))
     results: dict[str, Any] = {
         "uar": None,
         "war": None,
@@ -202,31 +210,20 @@ def run_stages(
     if config.stage in ("pretrain", "all"):
         results |= pretrain(config, data, run, hardware)
         ratio = results["pretrain_loss_ratio"]
-        say(f"pre-training loss {results['pretrain_loss']:.3f}: {ratio:.2f} of predicting zero")
+        share = "all targets are zero" if ratio is None else f"{ratio:.2f} of predicting zero"
+        say(f"pre-training loss {results['pretrain_loss']:.3f}: {share}")
     if config.stage in ("finetune", "all"):
-        model, record = finetune(config, data, run, hardware)
+        model, record = finetune(config, data, run, hardware, given)
         results |= record
     elif config.stage == "evaluate":
-        own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
-        source = run.path if own else config.init_from or run.path
-        model, metadata = load_classifier(
-            source,
-            fused_attn=config.fused_attn,
-            config=config,
-            classes=data.classes,
-            classes_from=config.data,
-            weights="auto" if own else config.weights,
-            say=say,
-        )
-        for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
-            if name in metadata and name not in given:
-                setattr(config, name, metadata[name])
-        results = run.read_json("metrics.json") | results | {"checkpoint": str(find_weights(source, ("finetune",)))}
+        model, record = load_trained(config, data, run, given, say)
+        results = run.read_json("metrics.json") | results | record
         results["attention_backend"] = encoder_backend(model.config, config.fused_attn, hardware)
     if config.stage != "pretrain":
-        results |= evaluate(model, data.test, data.classes, config, run, hardware)
+        results |= evaluate(model, data.test, data.classes, config, run, hardware, results["checkpoint"])
         uar = "undefined" if results["uar"] is None else f"{results['uar']:.4f}"
         say(f"test UAR {uar} · WAR {results['war']:.4f} on {results['clips']} clips", style="bold")
+    results["protocol"] = config.protocol  # an evaluated classifier's own
     results["seconds"] = round(time.monotonic() - started, 1)
     if hardware.is_main:
         run.write_json("metrics.json", results)
@@ -235,29 +232,67 @@ def run_stages(
         say(f"results in {run.path}")
 
 
+def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) -> str:
+    """Sets aside what is to be done again and what was never finished; for the main process, before it trains.
+
+    Raises:
+        UserError: an option that would have no effect; a stage that would be trained on although another began from it.
+    """
+    stages = {"evaluate": (), "all": ("pretrain", "finetune")}.get(config.stage, (config.stage,))
+    redo = "redo" in given
+    whole = {name: [one for one in run.list_checkpoints(name) if one.is_whole] for name in ("pretrain", "finetune")}
+    if redo:
+        whole["finetune"] = []
+    first = stages[0] if stages else "finetune"
+    if "init_from" in given and whole[first]:
+        raise UserError(
+            f"{run.path} has {first} checkpoints to go on from, so --init-from would have no effect; "
+            "leave it out, or start a new run with it"
+        )
+    done = whole["pretrain"][-1].epoch if whole["pretrain"] else 0
+    if "pretrain" in stages and whole["finetune"] and done < config.pretrain.epochs:
+        raise UserError(
+            f"{run.path}: {done} of now {config.pretrain.epochs} epochs of pre-training are done, and its "
+            "classifier began without the rest; --redo finetune pre-trains on and fine-tunes from the start, "
+            "--stage finetune goes on with the classifier as it is"
+        )
+    if redo:
+        run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
+    for name in stages:
+        unfinished = [one for one in run.list_checkpoints(name) if not one.is_whole]
+        run.set_aside(unfinished, f"weights of {name} without a trainer state, so never finished")
+        if unfinished and not whole[name]:
+            run.say(f"{name} starts at its beginning")
+    return ""
+
+
 # The two stages are functions of their own so that the decoding processes of one, and the videos they keep in
 # memory, are gone before the other starts its own.
-def pretrain(config: TrainConfig, data: Any, run: Any, hardware: Any) -> dict[str, Any]:
+def pretrain(config: TrainConfig, data: Any, run: RunFolder, hardware: Any) -> dict[str, Any]:
     """Pre-trains, draws a reconstruction, and returns the figures of the last epoch."""
     from .training.loop import fit
     from .training.pretrain import PretrainTask
     from .training.weights import start_from
 
     task = PretrainTask(config, data, hardware)
-    if config.init_from is not None and not run.list_checkpoints("pretrain"):
-        start_from(task.model, config.init_from, run, config.weights)
+    if not run.list_checkpoints("pretrain"):
+        source = config.init_from
+        task.metadata["init"] = None if source is None else start_from(task.model, source, run, config.weights)
     last = fit(task, config, run, hardware).last_record
     if hardware.is_main:
         task.draw(data.test or data.pretrain, run)
     return {
+        "pretrain_init": task.metadata.get("init"),
         "pretrain_loss": last["loss"],
         "pretrain_loss_predicting_zero": last["zero"],
-        "pretrain_loss_ratio": last["loss"] / last["zero"],
+        "pretrain_loss_ratio": last["loss"] / last["zero"] if last["zero"] else None,
         "pretrain_clips_per_second": last["clips_per_second"],
     }
 
 
-def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[Any, dict[str, Any]]:
+def finetune(
+    config: TrainConfig, data: Any, run: RunFolder, hardware: Any, given: Collection[str] = ()
+) -> tuple[Any, dict[str, Any]]:
     """Fine-tunes, and returns the classifier and the figures of the last epoch."""
     from .training.finetune import FinetuneTask
     from .training.loop import fit
@@ -266,11 +301,47 @@ def finetune(config: TrainConfig, data: Any, run: Any, hardware: Any) -> tuple[A
 
     task = FinetuneTask(config, data, hardware)
     hardware.barrier()  # the main process has written the checkpoint that the others read
-    source = find_weights(run.path, stages=("pretrain",)) if config.stage == "all" else config.init_from
-    if source is not None and not run.list_checkpoints("finetune"):
-        start_from(task.model, source, run, "auto" if config.stage == "all" else config.weights)
+    if not run.list_checkpoints("finetune"):
+        source, weights = config.init_from, config.weights
+        # The run's own pre-training, unless other weights are asked for.
+        if config.stage == "all" or (run.list_checkpoints("pretrain") and "init_from" not in given):
+            source, weights = str(run.path), "auto"
+        if source is None:
+            run.say("no --init-from: the classifier is trained from scratch")
+            task.metadata["init"] = None
+        else:
+            task.metadata["init"] = start_from(task.model, source, run, weights, data.classes)
     last = fit(task, config, run, hardware).last_record
-    return task.model, {"finetune_loss": last["loss"], "finetune_clips_per_second": last["clips_per_second"]}
+    return task.model, {
+        "checkpoint": hardware.decide(lambda: str(find_weights(run.path, ("finetune",)))),
+        "finetune_init": task.metadata.get("init"),
+        "finetune_loss": last["loss"],
+        "finetune_clips_per_second": last["clips_per_second"],
+    }
+
+
+def load_trained(
+    config: TrainConfig, data: Any, run: RunFolder, given: Collection[str], say: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The classifier to evaluate, and where it is from. Sets what it was trained with and ``given`` does not name."""
+    from .training.run import find_weights
+    from .training.weights import load_classifier
+
+    own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
+    source = find_weights(run.path if own else config.init_from or run.path, ("finetune",))
+    model, metadata = load_classifier(
+        source,
+        fused_attn=config.fused_attn,
+        config=config,
+        classes=data.classes,
+        classes_from=config.data,
+        weights="auto" if own else config.weights,
+        say=say,
+    )
+    for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
+        if name in metadata and name not in given:
+            setattr(config, name, metadata[name])
+    return model, {"checkpoint": str(source)} | ({"finetune_init": metadata["init"]} if "init" in metadata else {})
 
 
 def draw_score(results: dict[str, Any], run: Any) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, nn, uint8
 
 from ..errors import UserError
 from ..files import describe_impostor, write_atomically
 from ..models import ModelConfig, VideoClassifier, VideoModel
 from .report import LoadReport, check_match, shapes
 
+_DESCRIBED, _CHECKSUM = "mae_dfer", "mae_dfer_sha256"  # names in a file's metadata
+
 
 def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes a model's weights as safetensors, atomically, with its configuration and ``metadata`` in them.
+    """Writes a model's weights as safetensors, atomically, with its configuration, ``metadata`` and a checksum in them.
 
     Args:
         metadata: JSON-ready values; the name ``model`` is taken by the configuration.
@@ -26,6 +31,7 @@ def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any
     Raises:
         TypeError: not a model of this package, a wrapped one (unwrap it first), or metadata that is not JSON.
         ValueError: metadata with the name ``model``.
+        OSError: the file cannot be written, as where the disk is full.
     """
     if not isinstance(model, VideoModel):
         raise TypeError(f"save_weights takes a model of create_model, unwrapped; got {type(model).__name__}")
@@ -34,10 +40,28 @@ def save_weights(model: VideoModel, path: str | Path, metadata: Mapping[str, Any
         raise ValueError("metadata may not hold 'model': that is where the model's configuration goes")
     described = json.dumps({"model": model.config.to_dict()} | metadata)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(
-        path,
-        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt", "mae_dfer": described}),
-    )
+    header = {"format": "pt", _DESCRIBED: described, _CHECKSUM: _checksum(tensors, described)}
+    write_atomically(path, lambda temporary: _write(tensors, temporary, header))
+
+
+def _write(tensors: dict[str, Tensor], path: Path, header: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=header)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
+    """SHA-256 of the metadata and of the tensors on the CPU, in the order of their names."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\0{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -48,7 +72,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         (``ModelConfig.from_dict`` reads it).
 
     Raises:
-        UserError: no such file, a truncated one, or one that is not of this package.
+        UserError: no such file, a truncated or otherwise damaged one, or one that is not of this package.
     """
     path = Path(path)
     tensors, described = read_safetensors(path)
@@ -77,7 +101,7 @@ def is_own(path: Path) -> bool:
         return False
     try:
         with safe_open(path, framework="pt") as file:
-            return "mae_dfer" in (file.metadata() or {})
+            return _DESCRIBED in (file.metadata() or {})
     except SafetensorError:
         return False
 
@@ -95,11 +119,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if impostor is not None:
             raise UserError(f"{path} is {impostor}")
         with safe_open(path, framework="pt") as file:
-            described = (file.metadata() or {}).get("mae_dfer")
-            return {name: file.get_tensor(name) for name in file.keys()}, described  # noqa: SIM118 (not a dict)
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
+    described = header.get(_DESCRIBED)
+    # Files of earlier versions have no checksum.
+    if described is not None and _CHECKSUM in header and header[_CHECKSUM] != _checksum(tensors, described):
+        raise UserError(f"{path} is damaged: its contents do not have its checksum; download or copy it again")
+    return tensors, described
 
 
 def load_into(model: nn.Module, state_dict: Mapping[str, Tensor], source: str = "weights") -> LoadReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,8 +77,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, int(item)) for item in mine)
 
 
-def _single_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    report = sys.excepthook
+
+    def ignore_disconnection(kind: type[BaseException], *rest: Any) -> None:
+        """The thread that hands over tensors reports it as a fault when the process it works for is ended."""
+        if not issubclass(kind, ConnectionError):
+            report(kind, *rest)
+
+    sys.excepthook = ignore_disconnection
 
 
 def make_loader(
@@ -110,7 +119,7 @@ def make_loader(
         collate_fn=collate,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_begin_worker,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=bool(num_workers)
         and (sampler.shuffle if persistent_workers is None else persistent_workers),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -26,9 +27,13 @@ from .run import RunFolder
 
 @torch.no_grad()
 def predict_samples(
-    model: VideoModel, samples: list[Sample], config: TrainConfig, hardware: Hardware
+    model: VideoModel, samples: list[Sample], config: TrainConfig, hardware: Hardware, source: str = "the classifier"
 ) -> np.ndarray:
-    """Class probabilities (clips, classes): the mean softmax over each clip's views. Every file must be readable."""
+    """Class probabilities (clips, classes): the mean softmax over each clip's views. Every file must be readable.
+
+    Raises:
+        UserError: a clip that cannot be read, or one for which ``source``, the classifier's file, has no finite output.
+    """
     dataset = ClipDataset(samples, clip_config(config, model.config), mode="test", seed=config.seed)
     sampler = EpochSampler(
         len(dataset),
@@ -58,10 +63,19 @@ def predict_samples(
                 )
             with hardware.autocast():
                 logits = model(batch["clip"].to(hardware.device))
-            found.append((batch["index"].numpy(), logits.float().softmax(-1).cpu().numpy()))
+            finite = logits.isfinite().all(-1, keepdim=True)
+            rows = logits.float().softmax(-1).where(finite, math.nan)
+            found.append((batch["index"].numpy(), rows.cpu().numpy()))
             done += len(logits)
             bar.update(done, "")
-    return mean_over_views(itertools.chain.from_iterable(hardware.gather(found)), len(samples))
+    probabilities = mean_over_views(itertools.chain.from_iterable(hardware.gather(found)), len(samples))
+    broken = np.flatnonzero(np.isnan(probabilities).any(1))
+    if len(broken):
+        raise UserError(
+            f"{source}: its outputs are not finite for {len(broken)} of {len(samples)} clips, the first "
+            f"{samples[broken[0]].path}; its training diverged, or --amp is too coarse for it: try --amp off"
+        )
+    return probabilities
 
 
 def mean_over_views(parts: Iterable[tuple[np.ndarray, np.ndarray]], clips: int) -> np.ndarray:
@@ -86,10 +100,15 @@ def evaluate(
     config: TrainConfig,
     run: RunFolder,
     hardware: Hardware,
+    source: str = "the classifier",
 ) -> dict[str, Any]:
-    """Scores ``model``; the main process writes predictions.csv."""
+    """Scores ``model``; the main process writes predictions.csv.
+
+    Args:
+        source: the file of ``model``, for messages.
+    """
     started = time.monotonic()
-    probabilities = predict_samples(model, samples, config, hardware)
+    probabilities = predict_samples(model, samples, config, hardware, source)
     labels = np.array([sample.label for sample in samples])
     report = classification_report(
         labels, probabilities.argmax(1), classes, probabilities, protocol=config.protocol

@@ -46,6 +46,9 @@ class FinetuneTask:
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         return self._clips.epoch(epoch, start_step)
 
+    def fingerprint(self) -> str:
+        return self._clips.fingerprint()
+
     def blank_batch(self) -> tuple[torch.Tensor, ...]:
         return self._clips.blank_batch()
 

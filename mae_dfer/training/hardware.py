@@ -69,15 +69,26 @@ class Hardware:
         dist.all_reduce(sums, group=self.control)
         return [int(count) for count in sums]
 
+    def weighted_mean(self, values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The mean of each value over the processes, by this process's weight of it; both (n,), on any device."""
+        if self.world_size == 1:
+            return values
+        weights = weights.double().cpu()
+        sums = torch.stack([values.double().cpu() * weights, weights])
+        dist.all_reduce(sums, group=self.control)
+        return sums[0] / sums[1]
+
     def decide(self, make: Callable[[], str]) -> str:
         """What the main process makes, on every process; where it fails, all of them do."""
-        made: tuple[str | None, str | None] = (None, None)
+        made, failure = "", None
         if self.is_main:
             try:
-                made = make(), None
+                made = make()
             except (UserError, OSError) as error:
-                made = None, str(error)
-        value, problem = self.gather(made)[0]
+                failure = error
+        value, problem = self.gather((made, None if failure is None else str(failure)))[0]
+        if failure is not None:
+            raise failure
         if problem is not None:
             raise UserError(problem)
         return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -108,6 +109,17 @@ class TrainingClips:
         """The batches of ``epoch`` from ``start_step`` on."""
         self._sampler.set_epoch(epoch, start_step * self._local_batch)
         return self._loader
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the clips in their order: paths without the beginning that all have in common, and labels."""
+        samples = self._dataset.samples
+        paths = [os.path.abspath(sample.path) for sample in samples]
+        start = len(os.path.commonprefix([os.path.dirname(path) for path in paths]))
+        digest = hashlib.sha256()
+        for sample, path in zip(samples, paths, strict=True):
+            label = "" if self._dataset.mode == "pretrain" else sample.label
+            digest.update(f"{path[start:]}\0{label}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
     def blank_batch(self) -> tuple[torch.Tensor, ...]:
         """What the model takes of a whole batch, (clip,) or (clip, mask), with nothing to be seen on the clips."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..checkpoint.report import first_few
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
@@ -44,6 +45,9 @@ class Task(Protocol):
 
     def loader(self, epoch: int, start_step: int) -> Iterable[dict[str, Any]]:
         """Batches of one epoch from ``start_step`` on, each with ``failures`` (unreadable clips)."""
+
+    def fingerprint(self) -> str:
+        """A text that changes where the clips, their order, or the labels to learn do."""
 
     def blank_batch(self) -> tuple[torch.Tensor, ...]:
         """What the model is called with, of the shape of a whole batch, on the CPU."""
@@ -79,9 +83,12 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
         decay_representatives=config.protocol == "published" and task.name == "pretrain",
     )
     scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.amp_dtype == torch.float16)
-    position = _resume(task, run, hardware, optimizers, scaler)
-    if position.epoch or position.step:
-        console.print(f"{task.name}: going on after {position.epoch} epochs and {position.step} steps")
+    made_with = {
+        "batch_size": settings.batch_size,
+        "world_size": hardware.world_size,
+        "fingerprint": task.fingerprint(),
+    }
+    position = _resume(task, run, hardware, optimizers, scaler, made_with)
 
     last_save = time.monotonic()
     with stage_bar(task.name, total, enabled=hardware.is_main) as bar:
@@ -89,7 +96,10 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
             meter, rate = _Meter(position, hardware), 0.0
             model.train()
             for batch in task.loader(position.epoch, position.step):
-                alive, failed = hardware.total(int(batch["size"] > 0), len(batch["failures"]))
+                due = hardware.is_main and time.monotonic() - last_save > config.save_every * 60
+                alive, failed, due_to_save = hardware.total(
+                    int(batch["size"] > 0), len(batch["failures"]), int(due)
+                )
                 if failed:
                     everywhere = itertools.chain.from_iterable(hardware.gather(batch["failures"]))
                     _note_failures(position, everywhere, config, run)
@@ -101,20 +111,19 @@ def fit(task: Task, config: TrainConfig, run: RunFolder, hardware: Hardware) -> 
                 if alive == hardware.world_size:
                     meter.add(
                         _step(task, model, optimizers, scaler, batch, settings.clip_grad, hardware),
-                        batch["size"] * hardware.world_size,
+                        batch["size"],
                     )
                 position.step += 1
                 if position.step % SYNC_EVERY == 0 or position.step == steps_per_epoch:
                     record = meter.read()
-                    bar.update(
-                        done + 1, f"loss {record['loss']:.3f} · {record['clips_per_second']:.0f} clips/s"
-                    )
-                if time.monotonic() - last_save > config.save_every * 60 and position.step < steps_per_epoch:
+                    loss = record.get("loss", math.nan)  # there is none where no clip could be read
+                    bar.update(done + 1, f"loss {loss:.3f} · {record['clips_per_second']:.0f} clips/s")
+                if due_to_save and position.step < steps_per_epoch:
                     meter.read()
-                    _save(task, config, run, position, optimizers, scaler)
+                    _save(task, config, run, position, optimizers, scaler, made_with)
                     last_save = time.monotonic()
             _end_epoch(task, run, position, meter, rate, steps_per_epoch)
-            _save(task, config, run, position, optimizers, scaler)
+            _save(task, config, run, position, optimizers, scaler, made_with)
             last_save = time.monotonic()
     return position
 
@@ -155,20 +164,28 @@ class _Meter:
     def __init__(self, position: Position, hardware: Hardware) -> None:
         self._position, self._hardware = position, hardware
         self._pending: list[dict[str, torch.Tensor]] = []
+        self._sizes: list[int] = []
         self._started = time.monotonic()
 
     def add(self, losses: dict[str, torch.Tensor], clips: int) -> None:
+        """Notes means over ``clips`` clips, this process's share of a batch."""
         self._pending.append(losses)
-        self._position.clips += clips
+        self._sizes.append(clips)
 
     def read(self) -> dict[str, float]:
-        """Means since the epoch began. Raises where the loss is no longer finite."""
-        position, pending = self._position, self._pending
+        """Means over all processes since the epoch began; every process must call it.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        position, pending, sizes = self._position, self._pending, torch.tensor(self._sizes)
         for name in pending[0] if pending else ():
-            total = float(torch.stack([losses[name].float() for losses in pending]).sum())
+            values = torch.stack([losses[name].float() for losses in pending])
+            total = float(self._hardware.weighted_mean(values, sizes).sum())
             position.sums[name] = position.sums.get(name, 0.0) + total
         position.steps_summed += len(pending)
-        self._pending = []
+        position.clips += self._hardware.total(int(sizes.sum()))[0]
+        self._pending, self._sizes = [], []
         now = time.monotonic()
         position.seconds += now - self._started
         self._started = now
@@ -239,10 +256,17 @@ def _save(
     position: Position,
     optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
+    made_with: dict[str, Any],
 ) -> None:
-    state = {
+    """Raises UserError where a weight is not finite, as after an update at too high a rate: nothing is saved then."""
+    broken = [name for name, value in task.model.state_dict().items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(
+            f"after {position.epoch} epochs and {position.step} steps of {task.name}, weights are not finite "
+            f"({first_few(broken)}), and are not saved; try a lower --lr, or --amp bf16 or off"
+        )
+    state = made_with | {
         "position": vars(position).copy(),
-        "batch_size": task.settings.batch_size,
         "optimizers": optimizers.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -257,29 +281,90 @@ def _resume(
     hardware: Hardware,
     optimizers: Optimizers,
     scaler: torch.amp.GradScaler,
+    made_with: dict[str, Any],
 ) -> Position:
-    found = run.load_latest(task.name, hardware.device)
+    """Where the run's newest whole checkpoint of the stage stands, with everything loaded from it."""
+    found = _load(task, run, hardware)
     if found is None:
         return Position()
     weights, state, metadata = found
-    for name, value in task.metadata.items():
-        if name == "classes" and metadata.get(name, value) != value:
-            raise UserError(
-                f"{run.path} was trained on other classes ({', '.join(metadata[name])}) than --data has; "
-                "--init-from starts a new run from it"
-            )
+    try:
+        position = Position(**state["position"])
+    except TypeError as error:
+        raise UserError(f"{run.path}: its checkpoint is of another version of this package ({error})") from None
+    _compare(task, run, position, state, metadata, made_with)
     try:
         task.model.load_state_dict(weights)
         optimizers.load_state_dict(state["optimizers"])
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{run.path}: its checkpoint is of another model than these options make ({reason[:300]})"
         ) from None
-    batch_size = state.get("batch_size", task.settings.batch_size)
-    if batch_size != task.settings.batch_size:
+    if state["scaler"]:  # else it was trained without --amp fp16, and a scale is searched from here on
+        scaler.load_state_dict(state["scaler"])
+    if "init" in metadata:
+        task.metadata["init"] = metadata["init"]
+    if run.write:
+        console.print(f"{task.name}: going on after {position.epoch} epochs and {position.step} steps")
+    return position
+
+
+def _load(
+    task: Task, run: RunFolder, hardware: Hardware
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]] | None:
+    """What the main process finds to be the newest whole checkpoint, on every process."""
+    found = None
+
+    def choose() -> str:
+        nonlocal found
+        found = run.load_latest(task.name, hardware.device)
+        return "" if found is None else "found"
+
+    if hardware.decide(choose) and not hardware.is_main:  # what is damaged has been set aside
+        found = run.load_latest(task.name, hardware.device)
+    return found
+
+
+def _compare(
+    task: Task,
+    run: RunFolder,
+    position: Position,
+    state: dict[str, Any],
+    metadata: dict[str, Any],
+    made_with: dict[str, Any],
+) -> None:
+    """Refuses to go on with what would not fit, and says what makes the end differ from that of a run in one go."""
+    if metadata.get("classes", task.metadata.get("classes")) != task.metadata.get("classes"):
         raise UserError(
-            f"{run.path} was trained with --{task.name}-batch-size {batch_size}: its position counts steps of that size"
+            f"{run.path} was trained on other classes ({', '.join(metadata['classes'])}) than --data has; "
+            "--init-from starts a new run from it"
         )
-    scaler.load_state_dict(state["scaler"])
-    return Position(**state["position"])
+    # Checkpoints of earlier versions do not say all of this.
+    before = {name: state.get(name, value) for name, value in made_with.items()}
+    if before["batch_size"] != made_with["batch_size"]:
+        raise UserError(
+            f"{run.path} was trained with --{task.name}-batch-size {before['batch_size']}: "
+            "its position counts steps of that size"
+        )
+    changed = before["fingerprint"] != made_with["fingerprint"]
+    if changed and position.step:
+        raise UserError(
+            f"{run.path}: the list of {task.name} clips changed since its last checkpoint, which is from the middle of "
+            f"an epoch; restore the list, or start a new run with --init-from {run.path}"
+        )
+    if changed:
+        run.say(f"the list of {task.name} clips changed since the last checkpoint")
+    if before["world_size"] != made_with["world_size"]:
+        run.say(
+            f"trained by {before['world_size']} processes so far, by {made_with['world_size']} from here on: "
+            "the result is not bit for bit that of either"
+        )
+    run.log(
+        "resume",
+        stage=task.name,
+        epochs_done=position.epoch,
+        steps_done=position.step,
+        clips_changed=changed,
+        processes=made_with["world_size"],
+    )

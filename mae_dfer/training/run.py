@@ -5,34 +5,44 @@ runs/<name>/
     log.jsonl               one record per event and epoch
     metrics.json            the score; predictions.csv, one line per test clip
     *.png                   reconstruction, confusion matrix
-    checkpoints/<stage>-epoch-0012.safetensors        weights
-    checkpoints/<stage>-epoch-0012.state.pt           optimiser and position, written after the weights
+    checkpoints/<stage>-epoch-0012.state.pt           optimiser and position
+    checkpoints/<stage>-epoch-0012.safetensors        weights, written last: with them, the checkpoint exists
+    checkpoints/set-aside-1/                          what could not be resumed, or was trained again
     tensorboard/
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from ..checkpoint import load_weights, save_weights
 from ..config import TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
+from .curves import Curves
+from .failures import explained
+from .hardware import Hardware
+from .lock import RunLock
 from .progress import console
 
 _NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P<step>\d+))?\.safetensors")
+# Of write_atomically, and of the safetensors library.
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..*)?|\.tmp[A-Za-z0-9]{6}")
+_STATE = {"position", "optimizers", "scaler"}
+_RESULTS = ("metrics.json", "predictions.csv", "confusion_matrix.png")
 
 
 @dataclass
@@ -48,40 +58,93 @@ class Checkpoint:
     def state(self) -> Path:
         return self.weights.with_name(self.weights.name.removesuffix(".safetensors") + ".state.pt")
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether training can go on from it. Weights alone are of a save that a kill ended, or were kept alone."""
+        return self.state.is_file()
+
+    def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
+        """Weights on the CPU, trainer state on ``device``, and metadata.
+
+        Raises:
+            Exception: of many kinds, where one of the two files is damaged, or of another checkpoint than the other.
+        """
+        weights, metadata = load_checkpoint(self.weights)
+        # Checkpoints of earlier versions have no checksum.
+        if "state_sha256" in metadata and metadata["state_sha256"] != hash_file(self.state):
+            raise UserError(f"{self.state.name} is damaged, or of another checkpoint")
+        state = torch.load(self.state, map_location=device, weights_only=True)
+        if not isinstance(state, dict) or not state.keys() >= _STATE:
+            raise UserError(f"{self.state.name} holds no trainer state")
+        return weights, state, metadata
+
 
 class RunFolder:
-    """Paths, log and checkpoints of a run. Only the main process writes."""
+    """Paths, log and checkpoints of a run. Only the main process writes.
+
+    Attributes:
+        settings: what config.json is to say once a checkpoint made with them is saved; None where it does already.
+    """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.write = write
-        self._board: SummaryWriter | None = None
+        self.settings: TrainConfig | None = None
+        self._curves: Curves | None = None
+        self._lock: RunLock | None = None
         if write:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
 
     @staticmethod
-    def create(config: TrainConfig) -> Path:
-        """Makes a new folder with config.json in it; an existing run is never written over."""
-        if config.output_dir is None:
-            path = Path("runs") / f"{config.preset}-{datetime.now():%Y%m%d-%H%M%S}"
-        else:
-            path = Path(config.output_dir)
-        if (path / "config.json").exists():
-            raise UserError(
-                f"{path} already holds a run; --resume {path} goes on with it, "
-                "--output-dir takes another folder"
-            )
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is a file; --output-dir takes a folder")
-        config.save(path / "config.json")
-        return path
+    def open(config: TrainConfig, resume: Path | None, hardware: Hardware) -> RunFolder:
+        """A new folder with config.json in it, or that of the run to resume; locked until :meth:`close`.
+
+        Raises:
+            UserError: on every process, where the folder cannot be made, is in use, or holds a run already.
+        """
+        path = resume or Path(config.output_dir or f"runs/{config.preset}-{datetime.now():%Y%m%d-%H%M%S}")
+        held: list[RunLock] = []
+
+        def claim() -> str:
+            with explained(path):
+                if resume is None:
+                    _refuse_existing(path)
+                    path.mkdir(parents=True, exist_ok=True)
+                held.append(RunLock(path, console.print))
+                if resume is None:
+                    _refuse_existing(path)  # once more, now that no other process can make one
+                    config.save(path / "config.json")
+                return str(path)
+
+        try:
+            # One process makes the folder: others would find it there, or name it a second later.
+            run = RunFolder(Path(hardware.decide(claim)), write=hardware.is_main)
+            if hardware.is_main:
+                run._lock = held[0]
+                run._remove_leftovers()
+            if resume is not None and config.stage != "evaluate":
+                run.settings = config
+            return run
+        except BaseException:
+            for lock in held:
+                lock.release()
+            raise
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a kill has left: temporary files, and states whose weights were never written."""
+        leftovers = [path for path in self.checkpoints.glob("*.state.pt") if not _weights_beside(path).exists()]
+        for folder in (self.path, self.checkpoints):
+            leftovers += [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+        for path in leftovers:
+            path.unlink(missing_ok=True)
 
     def remove_if_unused(self) -> None:
         """Takes back a folder in which nothing has happened yet, so that the next try may have its name."""
         if not self.write or (self.path / "log.jsonl").exists():
             return
         (self.path / "config.json").unlink(missing_ok=True)
+        self._release()
         for folder in (self.checkpoints, self.path):
             with contextlib.suppress(OSError):  # it holds something: then it stays
                 folder.rmdir()
@@ -105,11 +168,15 @@ class RunFolder:
                 file.write(b"\n")
             file.write(json.dumps(record).encode() + b"\n")
         if "step" in values:
-            self._board = self._board or SummaryWriter(str(self.path / "tensorboard"))
+            self._curves = self._curves or Curves(self.path / "tensorboard")
             for name, value in values.items():
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-                    self._board.add_scalar(f"{event}/{name}", value, values["step"])
-            self._board.flush()
+                    self._curves.add(f"{event}/{name}", value, values["step"])
+
+    def say(self, text: str) -> None:
+        """Prints what the user should know."""
+        if self.write:
+            console.print(text, style="yellow")
 
     def write_json(self, name: str, values: Any) -> None:
         text = json.dumps(values, indent=2) + "\n"
@@ -134,39 +201,70 @@ class RunFolder:
         metadata: dict[str, Any],
         keep: int,
     ) -> None:
-        """Writes weights, then the trainer state that makes them resumable, then drops the oldest pairs."""
+        """Writes the trainer state, then the weights, with which the checkpoint exists; then drops the oldest ones.
+
+        Raises:
+            OSError: they cannot be written, as where the disk is full. The checkpoints before are as they were.
+        """
         if not self.write:
             return
         name = f"{stage}-epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
         checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
-        save_weights(model, checkpoint.weights, metadata | {"stage": stage, "epoch": epoch})
-        write_atomically(checkpoint.state, lambda temporary: torch.save(state, temporary))
+        write_atomically(checkpoint.state, lambda temporary: _save_state(state, temporary))
+        place = {"stage": stage, "epoch": epoch, "step": step, "state_sha256": hash_file(checkpoint.state)}
+        save_weights(model, checkpoint.weights, metadata | place)
+        if self.settings is not None:
+            self.settings.save(self.path / "config.json")
+            self.settings = None
         for old in self.list_checkpoints(stage)[: -max(keep, 1)]:
-            old.state.unlink(missing_ok=True)
             old.weights.unlink(missing_ok=True)
+            old.state.unlink(missing_ok=True)
+
+    def set_aside(self, checkpoints: Iterable[Checkpoint], reason: str, *, results: bool = False) -> None:
+        """Moves files of checkpoints into a folder of their own, where they stay and no command looks for them.
+
+        Args:
+            results: whether to move the scores of the run with them.
+        """
+        # Weights last, since a state that a kill leaves without weights is removed.
+        files = [file for checkpoint in checkpoints for file in (checkpoint.state, checkpoint.weights)]
+        files += [self.path / name for name in _RESULTS if results]
+        files = [file for file in files if file.exists()]
+        if not files or not self.write:
+            return
+        number = 1
+        while (folder := self.checkpoints / f"set-aside-{number}").exists():
+            number += 1
+        folder.mkdir()
+        for file in files:
+            file.rename(folder / file.name)
+        names = [file.name for file in files]
+        self.log("set_aside", reason=reason, folder=str(folder), files=names)
+        self.say(f"{reason}: set aside in {folder}: {', '.join(names)}")
 
     def load_latest(
         self, stage: str, device: torch.device
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]] | None:
         """Weights, trainer state and metadata of the newest checkpoint that is whole, or None where there is none.
 
-        A damaged one is named and the one before it is taken.
+        A damaged one is named, set aside, and the one before it is taken.
 
         Raises:
             UserError: there are checkpoints, and none is whole: to begin again is for the user to decide.
         """
         listed = self.list_checkpoints(stage)
+        damaged: list[Checkpoint] = []
         for checkpoint in reversed(listed):
             try:
-                weights, metadata = load_weights(checkpoint.weights)
-                state = torch.load(checkpoint.state, map_location=device, weights_only=True)
-                return weights, state, metadata
+                found = checkpoint.load(device)
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                if self.write:
-                    console.print(
-                        f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason})", style="yellow"
-                    )
+                self.say(f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason})")
+                damaged.append(checkpoint)
+            else:
+                # Else they would count as the newest when old ones are dropped.
+                self.set_aside(damaged, "damaged checkpoints")
+                return found
         if listed:
             raise UserError(
                 f"{self.checkpoints}: none of its {stage} checkpoints can be read; delete them to begin the stage anew"
@@ -174,8 +272,63 @@ class RunFolder:
         return None
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        """Lets another process go on with the run."""
+        if self._curves is not None:
+            self._curves.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _refuse_existing(path: Path) -> None:
+    if (path / "config.json").exists():
+        raise UserError(
+            f"{path} already holds a run; --resume {path} goes on with it, --output-dir takes another folder"
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; --output-dir takes a folder")
+
+
+def _weights_beside(state: Path) -> Path:
+    return state.with_name(state.name.removesuffix(".state.pt") + ".safetensors")
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        # Into an open file: given a path, torch.save does not say why it cannot write.
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal, as the tool ``sha256sum`` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """``load_weights`` for a file that may be of a run: then it must hold the weights that its name says.
+
+    Raises:
+        UserError: a file that ``load_weights`` refuses, or the weights of another stage, epoch or step.
+    """
+    weights, metadata = load_weights(path)
+    if match := _NAME.fullmatch(path.name):
+        named = {"stage": match["stage"], "epoch": int(match["epoch"]), "step": int(match["step"] or 0)}
+        held = {name: metadata.get(name, value) for name, value in named.items()}
+        if held != named:
+            raise UserError(
+                f"{path} holds the weights of {held['stage']} epoch {held['epoch']}, step {held['step']}: "
+                "it was given the name of another checkpoint; give it its own"
+            )
+    return weights, metadata
 
 
 def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretrain")) -> Path:
@@ -186,7 +339,7 @@ def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretr
     """
     path = Path(path)
     if path.is_file():
-        weights = path.with_name(path.name.removesuffix(".state.pt") + ".safetensors")
+        weights = _weights_beside(path)
         if path.name.endswith(".state.pt") and weights.is_file():
             raise UserError(f"{path} is the optimiser's state; the weights are in {weights}")
         return path

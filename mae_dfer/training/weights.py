@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import create_classifier
 from ..checkpoint import (
@@ -14,9 +17,7 @@ from ..checkpoint import (
     is_own,
     load_into,
     load_network,
-    load_official,
     load_pretrained_encoder,
-    load_weights,
     read_network,
 )
 from ..config import TrainConfig
@@ -25,23 +26,38 @@ from ..errors import UserError
 from ..models import VideoClassifier, VideoModel
 from .finetune import build_classifier
 from .progress import console
-from .run import RunFolder, find_weights
+from .run import RunFolder, find_weights, hash_file, load_checkpoint
+
+_HEAD = ("head.weight", "head.bias")  # our names, and the published ones
 
 
-def start_from(model: VideoModel, path: Path | str, run: RunFolder, weights: str = "auto") -> None:
+def start_from(
+    model: VideoModel,
+    path: Path | str,
+    run: RunFolder,
+    weights: str = "auto",
+    classes: Sequence[str] | None = None,
+) -> dict[str, str]:
     """Loads what fits of ``path`` into ``model``, and logs the names of the tensors taken, dropped and fresh.
 
-    A pre-trained model hands its encoder to a classifier; anything else must match name for name.
+    A pre-trained model hands its encoder to a classifier. A classifier hands its head to one of the same classes, each
+    class its own row; to one of other classes it hands the rest. Anything else must match name for name.
 
     Args:
+        path: a file, or a run folder: its newest pre-training checkpoint, or its newest classifier where there is none.
         weights: of a published checkpoint; see ``load_official``.
+        classes: the names of the classes of ``model``.
+
+    Returns:
+        ``path`` of the file, and its ``sha256``; the latter for the main process alone.
     """
     pretraining = model.config.is_mae
     weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
-    report = _load(model, weights_path, weights)
+    report = _load(model, weights_path, weights, classes)
+    init = {"path": str(weights_path), "sha256": hash_file(weights_path) if run.write else ""}
     run.log(
         "init_from",
-        path=str(weights_path),
+        **init,
         taken_over=report.loaded,
         dropped=report.dropped,
         fresh=report.fresh,
@@ -49,10 +65,14 @@ def start_from(model: VideoModel, path: Path | str, run: RunFolder, weights: str
     if run.write:
         if report.note:
             console.print(report.note)
+        classifiers = RunFolder(Path(path), write=False).list_checkpoints("finetune")
+        if not pretraining and Path(path) != run.path and classifiers and classifiers[-1].weights != weights_path:
+            console.print(f"{path} also holds a classifier: --init-from {classifiers[-1].weights} starts from that")
         console.print(
             f"from {weights_path}: {len(report.loaded)} tensors taken over, {len(report.dropped)} dropped, "
             f"fresh: {', '.join(report.fresh) or 'none'} (all names in log.jsonl)"
         )
+    return init
 
 
 def load_classifier(
@@ -83,7 +103,7 @@ def load_classifier(
     if not is_own(weights_path):
         return _load_published(weights_path, config, classes, classes_from, weights, say)
     _refuse_average(weights_path, weights)
-    tensors, metadata = load_weights(weights_path)
+    tensors, metadata = load_checkpoint(weights_path)
     if _is_mae(metadata["model"]["name"]) or "classes" not in metadata:
         raise UserError(_not_a_classifier(weights_path))
     if classes is not None and metadata["classes"] != classes:
@@ -140,15 +160,62 @@ def _load_published(
     return model.eval(), {"classes": classes, "stride": config.stride}
 
 
-def _load(model: VideoModel, path: Path, weights: str) -> LoadReport:
+def _load(model: VideoModel, path: Path, weights: str, classes: Sequence[str] | None) -> LoadReport:
     check_sizes(model.config, path, weights)
+    source = str(path)
     if not is_own(path):
-        return load_official(model, path, weights=weights)
+        network = read_network(path, weights)
+        if model.config.is_mae or network.is_pretraining:
+            return load_network(model, network)
+        return _load_by_class(
+            lambda tensors: load_network(model, replace(network, values=tensors)),
+            model, network.values, None, classes, source,
+        )  # fmt: skip
     _refuse_average(path, weights)
-    tensors, metadata = load_weights(path)
+    tensors, metadata = load_checkpoint(path)
+    if model.config.is_mae:
+        return load_into(model, tensors, source=source)
     if _is_mae(metadata["model"]["name"]) and isinstance(model, VideoClassifier):
-        return load_pretrained_encoder(model, tensors, source=str(path))
-    return load_into(model, tensors, source=str(path))
+        return load_pretrained_encoder(model, tensors, source=source)
+    return _load_by_class(
+        lambda tensors: load_into(model, tensors, source=source),
+        model, tensors, metadata.get("classes"), classes, source,
+    )  # fmt: skip
+
+
+def _load_by_class(
+    load: Callable[[dict[str, Any]], LoadReport],
+    model: VideoModel,
+    tensors: Mapping[str, Any],
+    theirs: Sequence[str] | None,
+    classes: Sequence[str] | None,
+    source: str,
+) -> LoadReport:
+    """Loads a classifier, with its head only where that fits.
+
+    Args:
+        theirs, classes: the classes' names, of the file and of ``model``; None where they are not known.
+    """
+    bias = tensors.get("head.bias")
+    if not isinstance(bias, torch.Tensor) or (theirs is not None and classes is None):
+        return load(dict(tensors))
+    if theirs is None and len(bias) == model.config.num_classes:
+        report = load(dict(tensors))
+        note = "does not name its classes; its outputs are taken for those of --data, in this order"
+    elif theirs is not None and classes is not None and sorted(theirs) == sorted(classes):
+        rows = [theirs.index(name) for name in classes]
+        report = load({**tensors, **{name: tensors[name][rows] for name in _HEAD}})
+        note = f"has the same classes in another order ({', '.join(theirs)}); its outputs were reordered"
+        note = "" if list(theirs) == list(classes) else note
+    else:
+        fresh = model.state_dict()
+        report = load({**tensors, **{name: fresh[name] for name in _HEAD}})
+        report.loaded = [name for name in report.loaded if name not in _HEAD]
+        report.dropped, report.fresh = [*report.dropped, *_HEAD], [*report.fresh, *_HEAD]
+        names = ", ".join(theirs) if theirs is not None else f"{len(bias)}"
+        note = f"was trained on other classes ({names}); the head starts untrained"
+    report.note = "; ".join(part for part in (report.note, note and f"{source} {note}") if part)
+    return report
 
 
 def _refuse_average(path: Path, weights: str) -> None:

@@ -1,0 +1,112 @@
+"""What signals do to a run in a process of its own, with decoding processes: how it ends, and what is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_train_refusals import SMALL, make_set
+
+from mae_dfer.errors import UserError
+from mae_dfer.train import main as train
+from mae_dfer.training.failures import explained
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds decoding processes in /proc")
+ENDLESS = ["--stage=finetune", "--finetune-epochs=100000", "--workers=2"]
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def group_is_empty(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def children(process: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                stat = (folder / "stat").read_text()
+            except OSError:  # it has ended meanwhile
+                continue
+            if int(stat.rsplit(")", 1)[1].split()[1]) == process:
+                found.append(int(folder.name))
+    return found
+
+
+def end(child: subprocess.Popen[str], how: str) -> None:
+    if how == "worker":
+        os.kill(children(child.pid)[0], signal.SIGKILL)
+    elif how == "SIGINT":
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+    else:
+        child.send_signal(signal.Signals[how])
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "words"),
+    [
+        ("SIGTERM", 143, "terminated\n"),
+        ("SIGINT", 130, "interrupted\n"),
+        ("SIGKILL", -9, ""),
+        ("worker", 2, "error: a decoding process died (DataLoader worker"),
+    ],
+)
+def test_a_run_that_is_ended_leaves_its_checkpoints_and_no_process(
+    how: str, code: int, words: str, tmp_path: Path
+) -> None:
+    folder, run = make_set(tmp_path / "set"), tmp_path / "run"
+    command = [sys.executable, "-m", "mae_dfer.train", "--data", str(folder), "--output-dir", str(run)]
+    child = subprocess.Popen(
+        [*command, *SMALL, *ENDLESS], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        wait_for(lambda: (run / "checkpoints" / "finetune-epoch-0003.safetensors").exists())
+        end(child, how)
+        error = child.communicate(timeout=60)[1]
+        assert child.returncode == code, error
+        assert error.startswith(words) and error.count("\n") == words.count("\n") + ("error" in words), error
+        wait_for(lambda: group_is_empty(child.pid), 30)
+    finally:
+        if not group_is_empty(child.pid):
+            os.killpg(child.pid, signal.SIGKILL)
+    newest = max(int(file.stem[-4:]) for file in (run / "checkpoints").glob("*.safetensors"))
+    assert train(["--resume", str(run), f"--finetune-epochs={newest + 1}", "--workers=0"]) == 0
+    assert not [file for file in run.rglob(".*")], "neither lock nor temporary file is left"
+    events = [json.loads(line)["event"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert "resume" in events
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "a decoding process died"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. \nIt is possible", "a decoding process died"),
+        ("unable to write to file </torch_7_1>: No space left on device (28)", "shared memory"),
+    ],
+)
+def test_a_lost_decoding_process_is_told_in_one_line(message: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").touch()
+    with pytest.raises(UserError, match=words) as caught, explained(tmp_path):
+        raise RuntimeError(message)
+    assert "\n" not in str(caught.value) and f"--resume {tmp_path} goes on" in str(caught.value)
+    with pytest.raises(RuntimeError, match="of our own"), explained(tmp_path):
+        raise RuntimeError("a mistake of our own")
+
+
