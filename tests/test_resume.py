@@ -564,6 +564,7 @@ def test_a_published_classifier_of_other_outputs_hands_on_all_but_its_head(
     save_official(model, tmp_path / "published.pth")
     for classes, words in (("a\nb\n", "does not name its classes"), ("a\nb\nc\n", "the head starts untrained")):
         data = make_set(tmp_path / f"set {len(classes)}", classes)
-        options = ["--stage=finetune", "--allow-empty-classes", "--init-from", str(tmp_path / "published.pth"), "--finetune-drop-path=0"]
+        options = ["--stage=finetune", "--init-from", str(tmp_path / "published.pth"), "--finetune-drop-path=0"]
+        options += ["--allow-empty-classes"]
         assert train(["--data", str(data), "--output-dir", str(data / "run"), *SMALL, *options]) == 0
         assert words in capsys.readouterr().out
