@@ -19,6 +19,7 @@ from typing import Any, cast
 import av
 import av.filter
 import numpy as np
+from av.packet import Packet
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -150,7 +151,7 @@ class VideoFile(Video):
         """
         shown: list[tuple[int, int]] = []
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if packet.size == 0:
                     continue
                 if packet.is_corrupt:
@@ -215,6 +216,11 @@ class VideoFile(Video):
 
     # Decoding.
 
+    def _packets(self) -> Iterator[Packet]:
+        # Where damage looks like one more stream, PyAV fails so, behind the last packet of ours.
+        with contextlib.suppress(IndexError):
+            yield from self._container.demux(self._stream)
+
     def _frames(
         self,
         wanted: Collection[int | None] | None = None,
@@ -232,7 +238,7 @@ class VideoFile(Video):
         if context.name != "h264":
             wanted = None
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if start is not None:
                     if packet.dts != start:
                         continue
