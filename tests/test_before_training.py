@@ -75,7 +75,7 @@ def test_what_no_memory_holds_is_refused_before_it_is_allocated(
     started = time.monotonic()
     line = refuse(options(tmp_path / "no set", *more), capsys)
     assert words in line and "GB of memory, and cpu has" in line and not (tmp_path / "run").exists()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 def test_a_model_that_no_memory_holds_is_not_made() -> None:
@@ -186,8 +186,8 @@ def test_containers_are_probed_without_decoding(tmp_path: Path, monkeypatch: pyt
     os.mkfifo(tmp_path / "fifo.mp4")
     decoded, frames = [], VideoFile._frames
 
-    def count(self: VideoFile, wanted: None = None) -> Iterator[Any]:
-        for frame in frames(self, wanted):
+    def count(self: VideoFile, *arguments: Any) -> Iterator[Any]:
+        for frame in frames(self, *arguments):
             decoded.append(self.path)
             yield frame
 

@@ -96,6 +96,34 @@ def test_a_seek_that_misleads_is_noticed(tmp_path: Path, decoded: list[str]) -> 
             np.testing.assert_array_equal(video.get([30, 59]), expected[[30, 59]])
 
 
+def test_a_stream_that_appears_in_the_middle_costs_no_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyAV raises IndexError at the end of a file in which damage looks like a stream that the header does not name."""
+
+    class Late:
+        def __init__(self, container: Any) -> None:
+            self._container = container
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._container, name)
+
+        def demux(self, stream: Any) -> Iterator[Any]:
+            yield from self._container.demux(stream)
+            raise IndexError("list index out of range")
+
+    opened = VideoFile._open
+
+    def open_late(self: VideoFile) -> None:
+        opened(self)
+        self._container = Late(self._container)  # type: ignore[assignment]
+
+    for suffix, codec in (("flv", "libx264"), ("avi", "mpeg4")):
+        path = write_moving(tmp_path / f"v.{suffix}", codec=codec, frames=30)
+        expected = decode_in_order(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoFile, "_open", open_late)
+            assert_same_frames(path, expected)
+
+
 def test_a_file_that_has_changed_is_indexed_again(tmp_path: Path) -> None:
     path = write_moving(tmp_path / "v.avi", codec="mpeg4", frames=30)
     with open_video(path) as video:

@@ -155,7 +155,7 @@ class VideoFile(Video):
         shown: list[tuple[int, int]] = []
         latest, has_orders = -(2**63), not self._stream.codec_context.has_b_frames
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if packet.size == 0:
                     continue
                 if packet.is_corrupt:
@@ -233,6 +233,11 @@ class VideoFile(Video):
 
     # Decoding.
 
+    def _packets(self) -> Iterator[Packet]:
+        # Where damage looks like one more stream, PyAV fails so, behind the last packet of ours.
+        with contextlib.suppress(IndexError):
+            yield from self._container.demux(self._stream)
+
     def _frames(
         self,
         wanted: Collection[int | None] | None = None,
@@ -250,7 +255,7 @@ class VideoFile(Video):
         if context.name != "h264":
             wanted = None
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if start is not None:
                     if packet.dts != start:
                         continue
