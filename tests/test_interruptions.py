@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_train_refusals import SMALL, make_set
 
+from mae_dfer.data.loader import _prepare_worker
 from mae_dfer.errors import UserError
 from mae_dfer.train import main as train
 from mae_dfer.training.failures import explained
@@ -110,3 +112,19 @@ def test_a_lost_decoding_process_is_told_in_one_line(message: str, words: str, t
         raise RuntimeError("a mistake of our own")
 
 
+
+
+def test_a_decoding_process_prints_nothing_of_a_parent_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    threads = torch.get_num_threads()
+    try:
+        _prepare_worker(0)
+    finally:
+        torch.set_num_threads(threads)
+    for error in (EOFError(), ConnectionResetError(), BrokenPipeError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(KeyError, KeyError("a mistake of our own"), None)
+    assert "a mistake of our own" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_pictures_that_are_renewed_piece_by_piece(tmp_path, decoder):
             np.testing.assert_array_equal(video.get([i])[0], expected[i])
 
 
-def test_damage_that_looks_like_another_stream_is_named(tmp_path):
+def test_damage_that_looks_like_another_stream_is_read_or_named(tmp_path):
     """PyAV's demuxer raises an IndexError then."""
     data = write_moving(tmp_path / "v.flv").read_bytes()
     path = tmp_path / "d.flv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, int(item)) for item in mine)
 
 
-def _begin_worker(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    report = sys.excepthook
+    sys.excepthook = _ignore_lost_parent
 
-    def ignore_disconnection(kind: type[BaseException], *rest: Any) -> None:
-        """The thread that hands over tensors reports it as a fault when the process it works for is ended."""
-        if not issubclass(kind, ConnectionError):
-            report(kind, *rest)
 
-    sys.excepthook = ignore_disconnection
+def _ignore_lost_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A parent that ends while it fetches a clip breaks the connection: this process ends too, without a traceback."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def make_loader(
@@ -119,7 +119,7 @@ def make_loader(
         collate_fn=collate,
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=_prepare_worker,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=bool(num_workers)
         and (sampler.shuffle if persistent_workers is None else persistent_workers),

@@ -42,8 +42,6 @@ _TEXT = {"ansi", "bintext", "xbin", "idf"}  # FFmpeg draws text files, as termin
 # Frames of other files stay in memory, as they are decoded, up to this size. Longer videos are decoded again, from the
 # key frame before those that are wanted.
 _KEEP_BYTES = 256 * 2**20
-# PyAV raises IndexError where damage looks like the beginning of another stream.
-_DAMAGE = (av.FFmpegError, IndexError)
 # Pixels this many times as wide as high, or as high as wide, are damage.
 _WIDEST_PIXEL = 10.0
 
@@ -172,7 +170,7 @@ class VideoFile(Video):
                     return False  # decoders show no frame before the first key frame
                 if not packet.is_discard:
                     shown.append((packet.pts, packet.duration or 0))
-        except _DAMAGE as error:
+        except av.FFmpegError as error:
             raise VideoError(self.path, f"the file is damaged ({_reason(error)})") from None
         if not has_orders and not self._runs_forward():
             return False
@@ -234,7 +232,7 @@ class VideoFile(Video):
     # Decoding.
 
     def _packets(self) -> Iterator[Packet]:
-        # Where damage looks like one more stream, PyAV fails so, behind the last packet of ours.
+        # PyAV fails so, behind the last packet, where a stream begins in the middle of the file, or damage looks like one.
         with contextlib.suppress(IndexError):
             yield from self._container.demux(self._stream)
 
@@ -268,7 +266,7 @@ class VideoFile(Video):
                     if frame.is_corrupt:
                         raise VideoError(self.path, "a frame is damaged")
                     yield frame
-        except _DAMAGE as error:
+        except av.FFmpegError as error:
             raise VideoError(self.path, f"decoding failed: the file is damaged ({_reason(error)})") from None
 
     def _frames_from_start(
