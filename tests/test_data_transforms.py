@@ -179,7 +179,7 @@ def test_the_face_box_is_cut_first():
     with pytest.raises(UserError, match="face_box"):
         transform(ramp(100, 100), 0)
     for box in ((0, 32, 0, 0), (-1, 0, 10, 10)):
-        with pytest.raises(UserError, match="face box is top, left"):
+        with pytest.raises(UserError, match="face_box must be"):
             PretrainTransform((160, 160), (1.0,), face_box=box)
 
 

@@ -115,8 +115,6 @@ class PretrainTransform:
         if not scales or not all(0 < s <= 1 for s in scales):
             raise UserError(f"crop scales must lie in (0, 1], got {scales}")
         if face_box is not None and (min(face_box) < 0 or min(face_box[2:]) < 1):
-            raise UserError(f"a face box is top, left, height, width, of at least one pixel; got {face_box}")
-        if face_box is not None and (min(face_box) < 0 or min(face_box[2:]) < 1):
             raise UserError(f"face_box must be top, left, height and width of a box that is not empty, got {face_box}")
         self.size, self.scales, self.face_box, self._exact = size, scales, face_box, exact
 
