@@ -1,5 +1,7 @@
-"""Writing files so that a kill at any moment leaves the old file or the new one, never half of one; and what was
-saved in a file's place."""
+"""Writes files so that a kill at any moment leaves the old file or the new one, never half of one.
+
+It also tells what a file holds that is not of the kind its name says, such as a web page saved as a video.
+"""
 
 from __future__ import annotations
 

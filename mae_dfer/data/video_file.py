@@ -232,7 +232,7 @@ class VideoFile(Video):
     # Decoding.
 
     def _packets(self) -> Iterator[Packet]:
-        # PyAV fails so, behind the last packet, where a stream begins late, or damage looks like one.
+        # PyAV raises it after the last packet where a stream begins late, or where damage looks like a stream.
         with contextlib.suppress(IndexError):
             yield from self._container.demux(self._stream)
 
