@@ -120,6 +120,8 @@ def make_loader(
         drop_last=drop_last,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         worker_init_fn=_prepare_worker,
+        # As Linux always did: from Python 3.14 on, each process would import torch again, and take Ctrl-C for its own.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=bool(num_workers)
         and (sampler.shuffle if persistent_workers is None else persistent_workers),
