@@ -43,6 +43,9 @@ examples:
 LIST_SUFFIXES = (".txt", ".csv")
 
 
+# Of the CSV, before one for each class.
+COLUMNS = ("path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction")
+
 # Further options that are arguments of `load`.
 OF_LOAD = ("weights", "stride", "protocol")
 
@@ -149,14 +152,21 @@ def check_result(path: Path, inputs: Sequence[Path], clips: Sequence[Path], chec
     check_writable(path, kept())
     if path.exists() and not force:
         raise UserError(f"{path} exists; --force replaces it, --output takes another name")
+    if path.exists() and not _is_result(path):
+        raise UserError(f"{path} exists and is no result of this command; remove it, or give another --output")
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is a CSV of this command. An empty one may be replaced, too."""
+    head = ",".join(COLUMNS).encode()
+    with path.open("rb") as file:
+        return file.read(len(head)) in (head, b"")
 
 
 def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(
-        ["path", "start_frame", "end_frame", "start_seconds", "end_seconds", "prediction", *classes]
-    )
+    writer.writerow([*COLUMNS, *classes])
     for window in windows:
         seconds = [f"{second:.3f}" for second in window.seconds] if window.seconds else ["", ""]
         writer.writerow(

@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,11 +121,20 @@ def test_nothing_that_is_needed_is_replaced(tmp_path, run, capsys):
 def test_an_earlier_result_is_replaced_with_force_alone(tmp_path, run, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clip = make_frames(tmp_path / "clip")
-    (tmp_path / "predictions.csv").write_text("old")
-    assert "predictions.csv exists; --force replaces it" in error_of(predict, [clip, "--checkpoint", run], capsys)
-    assert (tmp_path / "predictions.csv").read_text() == "old"
-    assert predict([str(clip), "--checkpoint", str(run), "--force"]) == 0
-    assert paths("predictions.csv") == [str(clip)]
+    arguments = [clip, "--checkpoint", run]
+    assert predict([*map(str, arguments)]) == 0
+    old = Path("predictions.csv").read_bytes()
+    assert "predictions.csv exists; --force replaces it" in error_of(predict, arguments, capsys)
+    assert Path("predictions.csv").read_bytes() == old
+    assert predict([str(make_frames(tmp_path / "other")), "--checkpoint", str(run), "--force"]) == 0
+    assert paths("predictions.csv") == [str(tmp_path / "other")]
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "metrics.json", "predictions.csv"])
+def test_force_replaces_results_of_this_command_alone(tmp_path, run, capsys, name):
+    clip, before = make_frames(tmp_path / "clip"), (run / name).read_bytes()
+    error = error_of(predict, [clip, "--checkpoint", run, "--output", run / name, "--force"], capsys)
+    assert "is no result of this command" in error and (run / name).read_bytes() == before
 
 
 def test_a_report_replaces_a_report_alone(tmp_path, capsys):
