@@ -114,6 +114,11 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
                     f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder"
                 )
         config = TrainConfig.load(resume / "config.json")
+        if given.get("protocol", config.protocol) != config.protocol and given.get("stage", config.stage) != "evaluate":
+            raise UserError(
+                f"{resume} is trained with --protocol {config.protocol}, which its checkpoints fit; "
+                f"start a new run with another, from --init-from {resume} if you like"
+            )
     else:
         config = preset(given.get("preset", "tiny"))
     redo = given.pop("redo", None)
@@ -198,6 +203,7 @@ def run_stages(
     say = console.print if hardware.is_main else lambda *_, **__: None
     say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
     hardware.decide(lambda: prepare(config, run, given))
+    tell_short_stages(config, run)
     results: dict[str, Any] = {
         "uar": None,
         "war": None,
@@ -217,6 +223,7 @@ def run_stages(
         results |= record
     elif config.stage == "evaluate":
         model, record = load_trained(config, data, run, given, say)
+        run.save_settings()
         results = run.read_json("metrics.json") | results | record
         results["attention_backend"] = encoder_backend(model.config, config.fused_attn, hardware)
     if config.stage != "pretrain":
@@ -230,6 +237,16 @@ def run_stages(
         if config.stage != "pretrain":  # after the results: no picture may cost them
             draw_score(results, run)
         say(f"results in {run.path}")
+
+
+def tell_short_stages(config: TrainConfig, run: RunFolder) -> None:
+    """Says where a learning rate does not come to its peak."""
+    for name, settings in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        if config.stage in (name, "all") and settings.epochs < settings.warmup_epochs:
+            run.say(
+                f"{name} ends after {settings.epochs} of {settings.warmup_epochs:g} epochs of warm-up, before its "
+                f"learning rate reaches --{name}-lr; --{name}-warmup-epochs makes the warm-up shorter"
+            )
 
 
 def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,67 @@ def test_another_model_is_told_by_its_tensors(
 ) -> None:
     assert train(["--resume", str(trained[1]), "--embed-dim=32"]) == 2
     assert "size mismatch for" in capsys.readouterr().err
+
+
+def test_another_protocol_is_not_resumed(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--redo=finetune"]):
+        assert train(["--resume", str(trained[1]), "--protocol=published", *more]) == 2
+        assert "is trained with --protocol corrected" in capsys.readouterr().err
+    assert train(["--resume", str(trained[1]), "--stage=evaluate", "--protocol=published"]) == 0
+
+
+def test_no_run_lies_among_its_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path / "set")
+    assert train(["--data", str(folder), "--output-dir", str(folder / "."), *SMALL]) == 2
+    assert "lies among the clips" in capsys.readouterr().err
+    for listing in folder.glob("*.txt"):
+        listing.unlink()
+    for image in folder.glob("*.png"):
+        (folder / image.stem).mkdir()
+        image.rename(folder / image.stem / image.name)
+    before = sorted(folder.iterdir())
+    command = ["--data", str(folder), "--stage=pretrain", *SMALL, "--output-dir"]
+    assert train([*command, str(folder / "runs" / "first")]) == 2
+    assert "lies among the clips" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_runs_without_a_name_have_names_of_their_own(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Stopped:
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mae_dfer.training.run.datetime", Stopped)
+    for _ in range(3):
+        assert train(["--data", str(trained[0]), "--stage=pretrain", *SMALL]) == 0
+    names = [path.name for path in sorted((tmp_path / "runs").iterdir())]
+    assert names == ["tiny-20260102-030405", "tiny-20260102-030405-2", "tiny-20260102-030405-3"]
+
+
+def test_a_warm_up_longer_than_its_stage_is_told(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--stage=finetune", "--finetune-warmup-epochs=2", "--output-dir", str(tmp_path / "run")]
+    assert train(["--data", str(trained[0]), *SMALL, *options]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "finetune ends after 1 of 2 epochs of warm-up" in shown and "pretrain ends" not in shown
+
+
+def test_an_evaluation_records_what_it_took_from_the_classifier(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, path = ["--data", str(trained[0])], tmp_path / "run"
+    options = ["--stage=finetune", "--protocol=published", "--stride=2", "--output-dir", str(path)]
+    assert train([*data, *SMALL, *options]) == 0
+    before = (path / "config.json").read_bytes()
+    score = ["--stage=evaluate", "--init-from", str(path), "--output-dir", str(tmp_path / "score")]
+    assert train([*data, *SMALL, *score]) == 0
+    settings = json.loads((tmp_path / "score" / "config.json").read_text())
+    assert (settings["stride"], settings["protocol"]) == (2, "published")
+    assert train(["--resume", str(path), "--stage=evaluate", "--stride=1"]) == 0
+    assert (path / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -240,8 +240,8 @@ def _note_failures(position: Position, failures: Iterable[Any], config: TrainCon
         if run.write:
             console.print(f"skipped {path}: {reason}", style="yellow")
     if run.write:
-        lines = [f"{path}\t{reason}\n" for path, reason in position.bad_files.items()]
-        write_atomically(run.path / "bad_files.txt", lambda temporary: temporary.write_text("".join(lines)))
+        text = "".join(f"{path}\t{reason}\n" for path, reason in position.bad_files.items())
+        write_atomically(run.path / "bad_files.txt", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     if len(position.bad_files) > config.max_bad_files:
         raise UserError(
             f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "

@@ -30,7 +30,7 @@ class PretrainTask:
         self.model: VideoModel = create_autoencoder(
             f"mae_{config.model}", **config.model_overrides(pretraining=True)
         )
-        self.metadata: dict[str, Any] = {"data": config.data}
+        self.metadata: dict[str, Any] = {"data": config.data, "protocol": config.protocol}
         self._clip_config = clip_config(config, self.model.config)
         self.dataset = ClipDataset(data.pretrain, self._clip_config, mode="pretrain", seed=config.seed)
         self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -83,7 +84,7 @@ class RunFolder:
     """Paths, log and checkpoints of a run. Only the main process writes.
 
     Attributes:
-        settings: what config.json is to say once a checkpoint made with them is saved; None where it does already.
+        settings: what config.json is to say once something was done with them; None where it does already.
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
@@ -103,13 +104,14 @@ class RunFolder:
         Raises:
             UserError: on every process, where the folder cannot be made, is in use, or holds a run already.
         """
-        path = resume or Path(config.output_dir or f"runs/{config.preset}-{datetime.now():%Y%m%d-%H%M%S}")
+        path = resume or Path(config.output_dir or _new_name(config.preset))
         held: list[RunLock] = []
 
         def claim() -> str:
             with explained(path):
                 if resume is None:
                     _refuse_existing(path)
+                    _refuse_data(path, Path(config.data))
                     path.mkdir(parents=True, exist_ok=True)
                 held.append(RunLock(path, console.print))
                 if resume is None:
@@ -123,7 +125,8 @@ class RunFolder:
             if hardware.is_main:
                 run._lock = held[0]
                 run._remove_leftovers()
-            if resume is not None and config.stage != "evaluate":
+            # An evaluation takes settings from the classifier, and is no reason to change those of a run that trains.
+            if (resume is None) == (config.stage == "evaluate"):
                 run.settings = config
             return run
         except BaseException:
@@ -182,6 +185,12 @@ class RunFolder:
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.path / name, lambda temporary: temporary.write_text(text))
 
+    def save_settings(self) -> None:
+        """Writes config.json where it does not say yet what the run does."""
+        if self.write and self.settings is not None:
+            self.settings.save(self.path / "config.json")
+            self.settings = None
+
     def list_checkpoints(self, stage: str) -> list[Checkpoint]:
         """Oldest first."""
         found = []
@@ -213,9 +222,7 @@ class RunFolder:
         write_atomically(checkpoint.state, lambda temporary: _save_state(state, temporary))
         place = {"stage": stage, "epoch": epoch, "step": step, "state_sha256": hash_file(checkpoint.state)}
         save_weights(model, checkpoint.weights, metadata | place)
-        if self.settings is not None:
-            self.settings.save(self.path / "config.json")
-            self.settings = None
+        self.save_settings()
         for old in self.list_checkpoints(stage)[: -max(keep, 1)]:
             old.weights.unlink(missing_ok=True)
             old.state.unlink(missing_ok=True)
@@ -290,6 +297,21 @@ def _refuse_existing(path: Path) -> None:
         )
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --output-dir takes a folder")
+
+
+def _refuse_data(path: Path, data: Path) -> None:
+    """Refuses a run among the clips: its pictures would be clips of the next one."""
+    lists = any((data / f"{name}.txt").exists() for name in ("train", "pretrain", "test"))
+    inside = [path.resolve(), *(() if lists else path.resolve().parents)]
+    if data.resolve() in inside:
+        raise UserError(f"{path} lies among the clips of --data {data}; give another folder as --output-dir")
+
+
+def _new_name(preset: str) -> str:
+    """Of a run that was not given one."""
+    name = f"runs/{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+    others = (f"{name}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], others) if not Path(one).exists())
 
 
 def _weights_beside(state: Path) -> Path:
