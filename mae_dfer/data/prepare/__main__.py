@@ -1,0 +1,92 @@
+"""``python -m mae_dfer.data.prepare``: from a downloaded data set to the folder that training takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mae_dfer.cli import Parser, RawHelp, command
+from mae_dfer.data.prepare.findings import find_faults
+from mae_dfer.data.prepare.inspection import find_duplicates, inspect_clips
+from mae_dfer.data.prepare.layout import Layout
+from mae_dfer.data.prepare.official import READERS
+from mae_dfer.data.prepare.report import print_report, write_page
+from mae_dfer.data.prepare.store import Store
+from mae_dfer.data.prepare.tables import write_tables
+from mae_dfer.errors import UserError
+from mae_dfer.training.progress import stage_bar
+
+DESCRIPTION = """\
+Prepares an official data set for training: reads its lists, looks into every clip, and writes class names, the lists of
+each fold, a table of the clips and a report. The data set itself is only read. Run again after a kill or a change, it
+reads what is new."""
+
+EXAMPLES = """\
+examples:
+  python -m mae_dfer.data.prepare dfew --root DFEW --clips jpg_256 --output prepared/dfew
+  python -m mae_dfer.data.prepare ravdess --root RAVDESS --crop-faces --output prepared/ravdess
+  python -m mae_dfer.train --recipe dfew --data prepared/dfew --fold 1 --init-from voxceleb2.pth
+"""
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m mae_dfer.data.prepare", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=RawHelp
+    )
+    parser.add_argument("set", metavar="SET", choices=sorted(READERS), help=", ".join(sorted(READERS)))
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder of the downloaded set")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--clips", metavar="NAME", help="which form of the clips to take, where the set has several")
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one per core)")
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    if options.workers < 1:
+        raise UserError(f"--workers must be 1 or more, got {options.workers}")
+    root, output = options.root.expanduser(), options.output.expanduser()
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give that of the downloaded set as --root")
+    if output.resolve() == root.resolve():
+        raise UserError(f"--output {output} is the data set itself; give another folder, in which lists are written")
+    layout = READERS[options.set](root, options.clips)
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            return prepare(layout, output, options.workers)
+    except Timeout:
+        raise UserError(f"{output} is being written by another process; wait for its end") from None
+
+
+def prepare(layout: Layout, output: Path, workers: int) -> int:
+    """Writes the prepared folder and its report; returns 0 where the set is fit for training, else 1."""
+    with Store(output / "inspection.sqlite3") as store:
+        count = store.list_clips(layout.entries)
+        if not count:
+            raise UserError(f"no clip of {layout.set} was found below {layout.root}")
+        with stage_bar("inspect", count) as bar:
+            done = 0
+
+            def advance(some: int) -> None:
+                nonlocal done
+                done += some
+                bar.update(done, "")
+
+            inspect_clips(layout.root, store, workers, advance)
+        find_duplicates(layout.root, store, workers)
+        findings = find_faults(layout, store)
+        write_tables(layout, store, output)
+        write_page(layout, store, findings, output / "report.html")
+        print_report(layout, store, findings, output)
+    return 1 if any(finding.is_fault for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Looks into every clip of a set, in several processes; goes on where an earlier call was ended."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import multiprocessing
+import multiprocessing.context
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from mae_dfer.data.prepare.store import Inspection, Store
+from mae_dfer.data.video import VideoError, open_video
+from mae_dfer.files import encodable
+
+_CHUNK = 32  # clips that a process is given at a time
+_ASKING = 16  # threads
+_PART = 2**16  # bytes of a file that its sample takes from its beginning, middle and end
+
+Item = tuple[str, str, str]  # where a clip lies, its path in the lists, its stamp
+Result = TypeVar("Result")
+T = TypeVar("T")
+
+
+def inspect_clips(root: Path, store: Store, workers: int, advance: Callable[[int], None]) -> None:
+    """Inspects the clips of ``store`` that are new or have changed since the last call.
+
+    Args:
+        advance: is called with how many more clips are done.
+    """
+    for done in in_processes(_inspect, _changed(root, store, advance), workers, lost=_lost):
+        store.save(done)
+        advance(len(done))
+
+
+def _changed(root: Path, store: Store, advance: Callable[[int], None]) -> Iterator[Item]:
+    """The clips to inspect. Threads ask for their stamps: on a network, each answer takes its time."""
+    with ThreadPoolExecutor(_ASKING) as pool:
+        for pairs in _batched(store.stamps(), _CHUNK * _ASKING):
+            items = [(os.path.join(root, path), path) for path, _ in pairs]
+            stamps = pool.map(lambda item: _stamp(item[0]), items)
+            found = [(*item, stamp) for item, stamp in zip(items, stamps, strict=True)]
+            changed = [item for item, (_, known) in zip(found, pairs, strict=True) if item[2] != known]
+            advance(len(pairs) - len(changed))
+            yield from changed
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, lost: Callable[[Item], Result]
+) -> Iterator[list[Result]]:
+    """``work`` on all items, in their order, some at a time; few of them are in memory at once.
+
+    Args:
+        lost: gives the result for an item whose decoding ends a process, as a defect of a decoder may.
+    """
+    context = _processes()
+    chunks = _batched(items, _CHUNK)
+    pool = ProcessPoolExecutor(workers, context)  # which starts no process before there is work
+    waiting: deque[tuple[tuple[Item, ...], Future[list[Result]]]] = deque()
+    try:
+        for chunk in itertools.chain(chunks, [None]):
+            if chunk is not None:
+                waiting.append((chunk, pool.submit(_work_on, work, chunk)))
+            while waiting and (chunk is None or len(waiting) > 2 * workers):
+                given, future = waiting.popleft()
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    pool.shutdown(cancel_futures=True)
+                    yield [_alone(work, item, lost) for item in given]
+                    pool = ProcessPoolExecutor(workers, context)
+                    waiting = deque((other, pool.submit(_work_on, work, other)) for other, _ in waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Not forked from this process, whose libraries have threads, but from one that has just imported them."""
+    if sys.platform == "win32":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _work_on(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    return [work(item) for item in items]
+
+
+def _alone(work: Callable[[Item], Result], item: Item, lost: Callable[[Item], Result]) -> Result:
+    with ProcessPoolExecutor(1, _processes()) as pool:
+        try:
+            return pool.submit(work, item).result()
+        except BrokenProcessPool:
+            return lost(item)
+
+
+def _lost(item: Item) -> Inspection:
+    _, path, stamp = item
+    return Inspection(path, stamp, fault="the process that decoded it was ended: by a defect, or out of memory")
+
+
+def _stamp(path: str) -> str:
+    """Of a folder, its own time changes when files come or go."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return "missing"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _inspect(item: Item) -> Inspection:
+    """Reads which frames a clip has, and decodes the first and the last."""
+    full, path, stamp = item
+    if path != encodable(path):
+        return Inspection(encodable(path), stamp, fault="its name is not valid UTF-8; rename it")
+    try:
+        with open_video(full) as video:
+            height, width, _ = video.get([0])[0].shape
+            video.get([video.num_frames - 1])
+            size, sample = _sample(full)
+            return Inspection(path, stamp, video.num_frames, width, height, video.fps, size, sample)
+    except VideoError as error:
+        return Inspection(path, stamp, fault=error.reason)
+
+
+def list_files(full: str) -> list[str]:
+    """The files that a clip consists of."""
+    if not os.path.isdir(full):
+        return [full]
+    return sorted(entry.path for entry in os.scandir(full) if entry.is_file())
+
+
+def _sample(full: str) -> tuple[int, str]:
+    """The bytes of a clip, and a hash of a few parts of it, without reading it whole."""
+    files = list_files(full)
+    sizes = [os.path.getsize(file) for file in files]
+    digest = hashlib.blake2b(repr(sizes).encode(), digest_size=16)
+    for file in {0: files[0], 1: files[len(files) // 2], 2: files[-1]}.values():
+        with open(file, "rb") as data:
+            for start in (0, max(os.path.getsize(file) // 2 - _PART // 2, 0), max(os.path.getsize(file) - _PART, 0)):
+                data.seek(start)
+                digest.update(data.read(_PART))
+    return sum(sizes), digest.hexdigest()
+
+
+def hash_content(item: Item) -> tuple[str, str]:
+    """(hash of the whole content, path) of a clip; an empty hash where it can no longer be read."""
+    full, path, _ = item
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for file in list_files(full):
+            with open(file, "rb") as data:
+                while part := data.read(2**20):
+                    digest.update(part)
+            digest.update(b"\0")
+    except OSError:
+        return "", path
+    return digest.hexdigest(), path
+
+
+def find_duplicates(root: Path, store: Store, workers: int) -> None:
+    """Hashes the whole content of clips whose samples are equal."""
+    query = (
+        "SELECT path FROM clips JOIN inspections USING (path) WHERE content IS NULL AND sample IN "
+        "(SELECT sample FROM clips JOIN inspections USING (path) WHERE sample IS NOT NULL GROUP BY sample "
+        "HAVING count(*) > 1)"
+    )
+    items = [(os.path.join(root, path), path, "") for (path,) in store.ask(query)]
+    for done in in_processes(hash_content, items, workers, lost=lambda item: ("", item[1])):
+        store.set("content", done)
