@@ -92,11 +92,33 @@ def test_a_stage_whose_checkpoints_are_all_damaged_is_not_begun_anew(
     assert "none of its finetune checkpoints can be read" in capsys.readouterr().err
 
 
-def test_another_model_is_told_by_its_tensors(
-    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "was"),
+    [
+        ("--embed-dim=32", "--embed-dim 16"), ("--num-heads=2", "--num-heads 1"), ("--pool=all", "--pool "),
+        ("--region-size=1,4,2", "--region-size 1,2,4"), ("--decoder-num-heads=2", "--decoder-num-heads 1"),
+        ("--img-size=32,64", "--img-size 32,32"),
+    ],
+)  # fmt: skip
+def test_another_model_is_not_resumed_even_where_its_tensors_fit(
+    trained: tuple[Path, Path], option: str, was: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(["--resume", str(trained[1]), "--embed-dim=32"]) == 2
-    assert "size mismatch for" in capsys.readouterr().err
+    before = (trained[1] / "metrics.json").read_bytes(), (trained[1] / "config.json").read_bytes()
+    assert train(["--resume", str(trained[1]), option]) == 2
+    assert f"was trained with {was}" in capsys.readouterr().err
+    assert before == ((trained[1] / "metrics.json").read_bytes(), (trained[1] / "config.json").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(["--num-heads=2"], "has 1 attention heads, the model 2"), (["--region-size=1,4,2"], "regions of (1, 2, 4) tok")],
+)
+def test_an_encoder_that_computes_something_else_is_not_begun_from(
+    trained: tuple[Path, Path], tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(trained[0]), "--output-dir", str(tmp_path / "run"), "--init-from", str(trained[1])]
+    assert train([*command, *SMALL, *options]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_another_protocol_is_not_resumed(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,8 @@ def check_sizes(config: ModelConfig, path: Path, weights: str = "auto") -> None:
             be read.
     """
     if is_own(path):
-        given = _sizes_of(ModelConfig.from_dict(load_weights(path)[1]["model"]))
+        given = _sizes_of(own := ModelConfig.from_dict(load_weights(path)[1]["model"]))
+        _check_untold(config, own, path)
     else:
         given = _tell_sizes(read_network(path, weights))
     wanted = _sizes_of(config)
@@ -36,6 +37,23 @@ def check_sizes(config: ModelConfig, path: Path, weights: str = "auto") -> None:
             f"{misfit}: this file has {given['num_regions']} regions, the model {wanted['num_regions']}; "
             "give the --img-size, --num-frames and --region-size of its training"
         )
+
+
+def _check_untold(config: ModelConfig, own: ModelConfig, path: Path) -> None:
+    """Raises UserError where an encoder of the same tensors computes something else."""
+    if own.num_heads != config.num_heads and own.embed_dim == config.embed_dim:
+        raise UserError(f"{path} has {own.num_heads} attention heads, the model {config.num_heads}; give --num-heads")
+    if own.num_regions == config.num_regions and _count_regions(own) != _count_regions(config) and not config.is_vit:
+        raise UserError(
+            f"{path} has regions of {own.region_size} tokens (time, height, width), {_count_regions(own)} of them a "
+            f"clip, the model of {config.region_size}, {_count_regions(config)} a clip; give the --region-size, "
+            "--img-size and --num-frames of its training"
+        )
+
+
+def _count_regions(config: ModelConfig) -> tuple[int, ...]:
+    """In time, height and width."""
+    return tuple(grid // region for grid, region in zip(config.grid_size, config.region_size, strict=True))
 
 
 def _sizes_of(config: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from mae_dfer.data.dataset import ClipDataset, collate
 from mae_dfer.errors import UserError
+
+_HELD = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else set()
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -78,7 +81,21 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return ((epoch, int(item)) for item in mine)
 
 
+class _Loader(DataLoader[Any]):
+    """Starts its processes without being interrupted: what a signal's handler raises within a fork would be lost."""
+
+    def __iter__(self) -> Any:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD) if _HELD else set()
+        try:
+            return super().__iter__()
+        finally:
+            if _HELD:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
 def _prepare_worker(worker: int) -> None:
+    if _HELD:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     torch.set_num_threads(1)
     sys.excepthook = _ignore_lost_parent
 
@@ -111,7 +128,8 @@ def make_loader(
         )
     if len(dataset) != sampler.num_samples:
         raise UserError(f"the sampler counts {sampler.num_samples} items, the dataset has {len(dataset)}")
-    return DataLoader(
+    num_workers = min(num_workers, -(-sampler.share // batch_size))  # others would have nothing to do
+    return _Loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,

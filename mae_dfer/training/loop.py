@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from ..checkpoint import load_into
 from ..checkpoint.report import first_few
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
@@ -27,6 +28,8 @@ from .optim import Optimizers, schedule
 from .progress import console, stage_bar
 from .run import RunFolder
 
+# Settings of a model that may change while it is trained: how it is computed, and how much it drops.
+_FREE = ("fused_attn", "residual_dtype", "drop_path_rate")
 SYNC_EVERY = 10  # steps between two reads of the loss from the device
 
 
@@ -293,13 +296,13 @@ def _resume(
     except TypeError as error:
         raise UserError(f"{run.path}: its checkpoint is of another version of this package ({error})") from None
     _compare(task, run, position, state, metadata, made_with)
+    load_into(task.model, weights, f"{run.path}: its checkpoint")
     try:
-        task.model.load_state_dict(weights)
         optimizers.load_state_dict(state["optimizers"])
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{run.path}: its checkpoint is of another model than these options make ({reason[:300]})"
+            f"{run.path}: the state of its optimiser does not fit ({' '.join(str(error).split())[:100]}); leave "
+            f"--{task.name}-optimizer and what else groups the parameters as they were, or start a new run"
         ) from None
     if state["scaler"]:  # else it was trained without --amp fp16, and a scale is searched from here on
         scaler.load_state_dict(state["scaler"])
@@ -326,6 +329,18 @@ def _load(
     return found
 
 
+def _compare_models(run: RunFolder, trained: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises UserError for a model that computes something else, even where its tensors have the same shapes."""
+    changed = [name for name, value in wanted.items() if trained.get(name, value) != value and name not in _FREE]
+    if changed:
+        options = " ".join(f"--{name.replace('_', '-')} {_spell(trained[name])}" for name in changed)
+        raise UserError(f"{run.path} was trained with {options}; leave that as it was, or start a new run")
+
+
+def _spell(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def _compare(
     task: Task,
     run: RunFolder,
@@ -340,6 +355,7 @@ def _compare(
             f"{run.path} was trained on other classes ({', '.join(metadata['classes'])}) than --data has; "
             "--init-from starts a new run from it"
         )
+    _compare_models(run, metadata["model"], task.model.config.to_dict())
     # Checkpoints of earlier versions do not say all of this.
     before = {name: state.get(name, value) for name, value in made_with.items()}
     if before["batch_size"] != made_with["batch_size"]:
