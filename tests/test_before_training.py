@@ -206,7 +206,7 @@ def test_of_a_long_test_list_a_part_is_probed_and_that_is_said(
     monkeypatch.setattr(checks, "check_containers", lambda samples: probed.append(len(samples)) or [])
     (folder / "test.txt").write_text("test0.png 0\ntest1.png 1\n" * 4)
     assert train(options(folder, "--stage=finetune")) == 0
-    assert probed == [3] and "looked into 3 of 8 test videos" in capsys.readouterr().err
+    assert probed == [4, 3] and "looked into 3 of 8 test videos" in capsys.readouterr().err
 
 
 # What a stage needs.

@@ -293,10 +293,13 @@ def test_a_run_in_use_is_not_resumed_and_is_free_when_its_process_is_killed(
         error = error_of(["--resume", str(run)], capsys)
         assert f"{run} is in use by process {other.pid} on " in error and " since 20" in error
         assert before == {file: file.stat().st_mtime_ns for file in run.rglob("*")}
-        (run / "config.json").rename(run / "elsewhere.json")  # as if the other had only just begun
+        (aside := run.parent / "aside").mkdir()
+        for file in sorted(run.glob("[!.]*")):  # as if the other had only just begun
+            file.rename(aside / file.name)
         error = error_of(["--data", str(folder), "--output-dir", str(run), *SMALL], capsys)
         assert f"is in use by process {other.pid}" in error
-        (run / "elsewhere.json").rename(run / "config.json")
+        for file in sorted(aside.iterdir()):
+            file.rename(run / file.name)
     finally:
         other.kill()
         other.wait()
@@ -383,13 +386,15 @@ def test_a_loss_of_nothing_to_predict_has_no_ratio(folder: Path, tmp_path: Path)
 
 
 def test_a_training_set_of_which_nothing_can_be_read_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = make_set(tmp_path / "set")
     for index in range(4):
         (broken / f"train{index}.png").write_bytes(b"not an image")
-    error = error_of(["--data", str(broken), "--output-dir", str(tmp_path / "run"), *SMALL], capsys)
-    assert "no clip of this epoch could be read; see bad_files.txt" in error
+    command = ["--data", str(broken), "--output-dir", str(tmp_path / "run"), *SMALL]
+    assert "4 of 4 pre-training videos that were looked into cannot be read" in error_of(command, capsys)
+    monkeypatch.setattr("mae_dfer.training.checks.check_containers", lambda samples: [])  # they break afterwards
+    assert "no clip of this epoch could be read; see bad_files.txt" in error_of(command, capsys)
 
 
 # -- options that change ---------------------------------------------------------------------------------------------

@@ -72,6 +72,72 @@ def test_a_missing_test_video_is_named_before_training(
     assert "1 of 2 test videos" in error and "test1.png" in error and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("gone", ["", "not an image"])
+def test_training_clips_that_cannot_be_had_are_told_before_pretraining(
+    tmp_path: Path, gone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_set(tmp_path / "set")
+    shutil.copy(folder / "test.txt", folder / "pretrain.txt")
+    command = ["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL, "--batch-size=2"]
+    for index in (1, 3):  # all of a class
+        if gone:
+            (folder / f"train{index}.png").write_text(gone)
+        else:
+            (folder / f"train{index}.png").unlink()
+    if not gone:
+        assert train(command) == 2
+        assert "all training videos of the class with label 1 are missing" in capsys.readouterr().err
+    else:
+        for index in (0, 2):
+            (folder / f"train{index}.png").write_text(gone)
+        assert train(command) == 2
+        assert "4 of 4 training videos that were looked into cannot be read, the first" in capsys.readouterr().err
+    for image in folder.glob("train*.png"):
+        image.unlink()
+    assert train(command) == 2
+    assert "4 of 4 training videos that were looked for do not exist" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_face_box_beyond_the_frames_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path / "set")
+    command = ["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL]
+    assert train([*command, "--pretrain-face-box=0,1,32,32"]) == 2
+    error = capsys.readouterr().err
+    assert "--pretrain-face-box 0,1,32,32 (top, left, height, width) reaches beyond the 32 × 32 pixels of" in error
+    assert train([*command, "--pretrain-face-box=1,0,31,32"]) == 0
+
+
+def test_one_class_is_no_classification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path / "set", "left\n")
+    for listing in ("train", "test"):
+        (folder / f"{listing}.txt").write_text(f"{listing}0.png 0\n{listing}1.png 0\n")
+    command = ["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL, "--batch-size=2"]
+    assert train(command) == 2
+    assert "names one class" in capsys.readouterr().err
+
+
+def test_lists_that_overlap_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_set(tmp_path / "set")
+    (folder / "train.txt").write_text((folder / "train.txt").read_text() + "train0.png 1\ntest1.png 1\n")
+    assert train(["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL]) == 0
+    notes = capsys.readouterr().err
+    assert "1 training clips are listed with two labels, the first" in notes
+    assert "1 of 2 test clips are among the training clips" in notes
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "log.jsonl", "metrics.json", "predictions.csv"])
+def test_a_folder_with_results_is_not_written_to(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_set(tmp_path / "set")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("of somebody else")
+    assert train(["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL]) == 2
+    assert f"holds {name}, which a run would write" in capsys.readouterr().err
+    assert (tmp_path / "run" / name).read_text() == "of somebody else"
+
+
 def test_other_classes_are_not_resumed(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

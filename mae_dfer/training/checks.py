@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..config import TrainConfig
-from ..data import ClipConfig, DatasetFolder, Sample, check_containers
+from ..data import ClipConfig, DatasetFolder, Sample, check_containers, open_video
 from ..errors import UserError
 from ..models import ModelConfig, configure_model
 from ..models.memory import bytes_to_train, check_fits, describe_size
@@ -19,6 +19,7 @@ from .hardware import Hardware
 from .inputs import clip_config, steps_per_epoch
 
 _LOOKED_AT = 1000  # videos of a list to train on, to see whether they exist
+_OPENED = 200  # of them, to see whether they open
 _PROBED = 4000  # test videos, to see whether they open
 _NAMED = 5
 
@@ -82,16 +83,19 @@ def check_inputs(config: TrainConfig, data: DatasetFolder, model: ModelConfig, h
         clips.transform("pretrain")
         _check_mask(clips, model)
         steps_per_epoch(len(data.pretrain), config.pretrain.batch_size, "--pretrain-batch-size")
-        _check_present("pre-training", data.pretrain, config.max_bad_files)
+        hardware.decide(lambda: _check_sample("pre-training", data.pretrain, config, config.pretrain.face_box))
     if "finetune" in stages(config):
         clips.transform("finetune")
         steps_per_epoch(len(data.train), config.finetune.batch_size, "--finetune-batch-size")
-        if not config.allow_empty_classes:
-            _check_classes(data)
-        _check_present("training", data.train, config.max_bad_files)
+        _check_classes(data, config.allow_empty_classes)
+        hardware.decide(lambda: _check_sample("training", data.train, config))
     if config.stage != "pretrain":
-        _check_present("test", data.test, 0)
+        missing = [sample.path for sample in data.test if not os.path.exists(sample.path)]
+        if missing:
+            raise _missing("test", len(missing), len(data.test), missing[0])
         hardware.decide(lambda: _check_readable(data.test))
+    if hardware.is_main:
+        _tell_overlap(data)
 
 
 def _check_mask(clips: ClipConfig, model: ModelConfig) -> None:
@@ -106,10 +110,12 @@ def _check_mask(clips: ClipConfig, model: ModelConfig) -> None:
             ) from None
 
 
-def _check_classes(data: DatasetFolder) -> None:
+def _check_classes(data: DatasetFolder, may_be_empty: bool) -> None:
+    if len(data.classes) < 2:
+        raise UserError(f"{data.folder / 'classes.txt'} names one class, and a classifier tells two or more apart")
     counts = Counter(sample.label for sample in data.train)
     empty = [index for index in range(len(data.classes)) if not counts[index]]
-    if not empty:
+    if may_be_empty or not empty:
         return
     more = f" and {len(empty) - _NAMED} more" if len(empty) > _NAMED else ""
     named = ", ".join(f"{data.classes[index]} (label {index})" for index in empty[:_NAMED]) + more
@@ -120,15 +126,63 @@ def _check_classes(data: DatasetFolder) -> None:
     )
 
 
-def _check_present(name: str, samples: Sequence[Sample], allowed: int) -> None:
-    if allowed:  # a look at some: a million files on a network take minutes to ask for
-        samples = samples[:: max(len(samples) // _LOOKED_AT, 1)]
-    missing = [sample.path for sample in samples if not os.path.exists(sample.path)]
-    if len(missing) > allowed:
+def _check_sample(
+    name: str, samples: Sequence[Sample], config: TrainConfig, face_box: tuple[int, ...] | None = None
+) -> str:
+    """Looks for some of the clips to train on, and into a few of them: a million on a network would take hours."""
+    looked = samples[:: max(len(samples) // _LOOKED_AT, 1)]
+    there = [sample for sample in looked if os.path.exists(sample.path)]
+    present = {sample.path for sample in there}
+    missing = [sample.path for sample in looked if sample.path not in present]
+    if len(missing) > config.max_bad_files or len(missing) == len(looked):
+        raise _missing(name, len(missing), len(looked), missing[0])
+    if len(looked) == len(samples) and not config.allow_empty_classes:
+        lost = {sample.label for sample in looked} - {sample.label for sample in there}
+        if lost:
+            raise UserError(
+                f"all {name} videos of the class with label {min(lost)} are missing, the first {missing[0]}; "
+                "check the list, or train without them: --allow-empty-classes"
+            )
+    opened = there[:: max(len(there) // _OPENED, 1)]
+    failures = check_containers(opened)
+    if len(failures) > config.max_bad_files or len(failures) == len(opened):
         raise UserError(
-            f"{len(missing)} of {len(samples)} {name} videos that were looked for do not exist, "
-            f"the first {missing[0]}; check the list, or give the folder that its paths start from as --data-root"
+            f"{len(failures)} of {len(opened)} {name} videos that were looked into cannot be read, the first "
+            f"{failures[0].path}: {failures[0].reason} (python -m mae_dfer.data.check LIST names all)"
         )
+    if face_box is not None:
+        broken = {failure.path for failure in failures}
+        _check_face_box(face_box, next(sample.path for sample in opened if sample.path not in broken), config)
+    return ""
+
+
+def _check_face_box(box: tuple[int, ...], path: str, config: TrainConfig) -> None:
+    with open_video(path, square_pixels=config.protocol == "published") as video:
+        height, width = video.get([0]).shape[1:3]
+    top, left, rows, columns = box
+    if top + rows > height or left + columns > width:
+        raise UserError(
+            f"--pretrain-face-box {','.join(map(str, box))} (top, left, height, width) reaches beyond the "
+            f"{width} × {height} pixels of {path}"
+        )
+
+
+def _missing(name: str, count: int, of: int, first: str) -> UserError:
+    return UserError(
+        f"{count} of {of} {name} videos that were looked for do not exist, "
+        f"the first {first}; check the list, or give the folder that its paths start from as --data-root"
+    )
+
+
+def _tell_overlap(data: DatasetFolder) -> None:
+    """Says what makes a score mean less than it seems to."""
+    labels: dict[str, int] = {}
+    differing = [sample.path for sample in data.train if labels.setdefault(sample.path, sample.label) != sample.label]
+    if differing:
+        print_note(f"{len(differing)} training clips are listed with two labels, the first {differing[0]}")
+    shared = [sample.path for sample in data.test if sample.path in labels]
+    if shared:
+        print_note(f"{len(shared)} of {len(data.test)} test clips are among the training clips, the first {shared[0]}")
 
 
 def _check_readable(samples: Sequence[Sample]) -> str:

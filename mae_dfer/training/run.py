@@ -43,6 +43,10 @@ _NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P
 # Of write_atomically, and of the safetensors library.
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..*)?|\.tmp[A-Za-z0-9]{6}")
 _STATE = {"position", "optimizers", "scaler"}
+_WRITTEN = (
+    "checkpoints", "log.jsonl", "metrics.json", "predictions.csv", "bad_files.txt", "tensorboard", "reconstruction.png",
+    "confusion_matrix.png",
+)  # fmt: skip
 _RESULTS = ("metrics.json", "predictions.csv", "confusion_matrix.png")
 
 
@@ -291,10 +295,16 @@ class RunFolder:
 
 
 def _refuse_existing(path: Path) -> None:
+    """Refuses a folder in which a run would replace something, or take it for its own."""
     if (path / "config.json").exists():
         raise UserError(
             f"{path} already holds a run; --resume {path} goes on with it, --output-dir takes another folder"
         )
+    if path.name == "checkpoints" and (path.parent / "config.json").exists():
+        raise UserError(f"{path} holds the checkpoints of a run; give another folder as --output-dir")
+    there = next((name for name in _WRITTEN if (path / name).exists()), None)
+    if there is not None:
+        raise UserError(f"{path} holds {there}, which a run would write; give another folder as --output-dir")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --output-dir takes a folder")
 
