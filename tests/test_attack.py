@@ -1,4 +1,7 @@
-"""Runs that are killed, interrupted and starved at random moments: they end bit for bit where undisturbed runs end.
+"""Runs that are killed and interrupted at random moments: they end bit for bit where undisturbed runs end.
+
+A moment is one of the run's own acts: it opens, renames or removes a file of its folder, or makes a folder; and some
+milliseconds after it, in which the run computes. So it does not depend on how fast a machine is.
 
 The long version, `pytest -m full tests/test_attack.py`, kills twenty runs with each number of workers.
 """
@@ -9,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,18 +35,49 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["mae_dfer.train", "mae_dfer.training.loop", "mae_dfer.training.evaluate"])
 
 
-def _run(argv, output):
+class Acts:
+    """Counts what a run does in its folder, and ends it at one of these acts."""
+
+    EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
+
+    def __init__(self, folder, at, number, delay):
+        self.folder, self.at, self.number, self.delay, self.count = str(folder), at, number, delay, 0
+        self.process = os.getpid()
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event, arguments):
+        if event in self.EVENTS and str(arguments[0]).startswith(self.folder) and os.getpid() == self.process:
+            self.count += 1
+            if self.count == self.at:
+                if self.delay:
+                    threading.Timer(self.delay, self._end).start()
+                else:
+                    self._end()
+
+    def _end(self):
+        if self.number == signal.SIGKILL:
+            os.kill(self.process, self.number)
+        else:
+            os.killpg(self.process, self.number)  # as a terminal and a job scheduler do
+
+
+def _run(argv, output, folder, at, number, delay):
     os.setsid()
     with open(output, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     torch.set_num_threads(1)
-    sys.exit(train(argv))
+    acts = Acts(folder, at, number, delay)
+    code = train(argv)
+    Path(f"{output}.acts").write_text(str(acts.count))
+    sys.exit(code)
 
 
-def start(argv, output):
-    process = context.Process(target=_run, args=([str(argument) for argument in argv], output))
+def start(argv, folder, at=None, number=signal.SIGKILL, delay=0.0):
+    """A run in ``folder``, whose process sends itself the signal ``number`` some time after its act ``at``."""
+    argv = [str(argument) for argument in argv]
+    process = context.Process(target=_run, args=(argv, f"{folder}.txt", folder, at, number, delay))
     process.start()
     return process
 
@@ -89,10 +124,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder, tmp_path_factory):
+    """A run that nothing disturbs, and how many acts it consists of."""
     path = tmp_path_factory.mktemp("undisturbed") / "run"
-    began = time.monotonic()
-    assert finish(start(["--data", folder, "--output-dir", path, "--workers=0", *TINY], f"{path}.txt")) == 0
-    return path, time.monotonic() - began
+    assert finish(start(["--data", folder, "--output-dir", path, "--workers=0", *TINY], path)) == 0
+    return path, int(Path(f"{path}.txt.acts").read_text())
 
 
 def assert_same_end(path, undisturbed):
@@ -119,49 +154,43 @@ def assert_clean(path):
     assert not left, left
 
 
-def disturb(folder, path, workers, length, rng, stop):
-    """Starts a run, and resumes it, each time to ``stop`` it at a random moment, until it ends by itself."""
-    argv = ["--data", folder, "--output-dir", path, f"--workers={workers}", *TINY]
-    for count in range(12):
-        process = start(argv, f"{path}.txt")
-        process.join(rng.uniform(0.1, 1.1) * length)
-        if process.exitcode is None:
-            stop(process)
-        code = finish(process)
+def disturb(folder, path, workers, acts, rng, number=signal.SIGKILL):
+    """Starts a run, and resumes it, each time to end it at a random moment, until it ends by itself; its exit codes."""
+    argv, codes = ["--data", folder, "--output-dir", path, f"--workers={workers}", *TINY], []
+    while 0 not in codes:
+        # The first act that is drawn comes in any case; of a run that is nearly done, perhaps none.
+        at = rng.randint(1, acts - 1) if len(codes) < 12 else None
+        process = start(argv, path, at, number, rng.choice([0.0, rng.uniform(0, 0.05)]))
+        codes.append(finish(process))
         assert_gone(process.pid)
         output = Path(f"{path}.txt").read_text()
         assert "Traceback" not in output, output
-        if code == 0:
-            return count
         if (path / "config.json").exists():
             argv = ["--resume", path, f"--workers={workers}"]
-    assert finish(start(["--resume", path, "--workers=0"], f"{path}.txt")) == 0
-    return 12
+    return codes
 
 
 @pytest.mark.parametrize(
     ("workers", "runs"),
-    [(0, 2), (2, 1), pytest.param(0, 20, marks=pytest.mark.full), pytest.param(2, 20, marks=pytest.mark.full)],
+    [(0, 3), (2, 1), pytest.param(0, 20, marks=pytest.mark.full), pytest.param(2, 20, marks=pytest.mark.full)],
 )
 def test_killed_runs_end_where_undisturbed_ones_end(folder, undisturbed, tmp_path, workers, runs):
-    rng = random.Random(workers)
+    rng, kills = random.Random(workers), 0
     for index in range(runs):
         path = tmp_path / f"run{index}"
-        disturb(folder, path, workers, undisturbed[1], rng, lambda process: process.kill())
+        codes = disturb(folder, path, workers, undisturbed[1], rng)
+        assert set(codes) == {-signal.SIGKILL, 0}
+        kills += len(codes) - 1
         assert_same_end(path, undisturbed[0])
         assert_clean(path)
+    assert kills >= runs
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_runs_end_where_undisturbed_ones_end(folder, undisturbed, tmp_path, number, code):
-    codes = []
-
-    def interrupt(process):
-        os.killpg(process.pid, number)  # as a terminal and a job scheduler do
-        codes.append(finish(process))
-
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupted_runs_end_where_undisturbed_ones_end(folder, undisturbed, tmp_path, number, code, workers):
     path = tmp_path / "run"
-    disturb(folder, path, 0, undisturbed[1], random.Random(number), interrupt)
-    assert set(codes) <= {code, -number, 0}
+    codes = disturb(folder, path, workers, undisturbed[1], random.Random(number), number)
+    assert set(codes) == {code, 0}
     assert_same_end(path, undisturbed[0])
     assert_clean(path)
