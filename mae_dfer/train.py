@@ -213,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_settings(config, given)
         return 0
     from .training.checks import check_models
+    from .training.folds import run_folds
     from .training.hardware import close_hardware, open_hardware
     from .training.inputs import open_data
     from .training.stages import check_lists, run_one
@@ -220,9 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     hardware = open_hardware(config)
     try:
         model = check_models(config, hardware)
-        data = open_data(config, hardware)
-        check_lists(config, data, model, hardware, given, resume)
-        run_one(config, data, model, hardware, given, resume)
+        if config.folds is not None:
+            run_folds(config, model, hardware, given)
+        else:
+            data = open_data(config, hardware)
+            check_lists(config, data, model, hardware, given, resume)
+            run_one(config, data, model, hardware, given, resume)
     finally:
         close_hardware()
     return 0
