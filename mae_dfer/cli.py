@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import re
 import sys
 import types
 import typing
@@ -48,6 +49,16 @@ def option(
     """
     metadata = {"help": help, "choices": choices, "metavar": metavar, "bounds": bounds, "may_be_empty": may_be_empty}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """How a setting such as ``finetune.lr`` is spelled on the command line: ``--finetune-lr``."""
+    return "--" + name.replace(".", "-").replace("_", "-")
+
+
+def letters(name: str) -> str:
+    """What spellings of a name have in common: its letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from .settings_check import read_settings
 STAGES = ("pretrain", "finetune", "evaluate", "all")
 PRESETS = ("tiny", "small", "base")
 PROTOCOLS = ("corrected", "published")
+RECIPES = ("voxceleb2", "dfew", "ferv39k", "mafw", "ravdess", "crema-d", "enterface05")
 
 # Beyond these, numbers overflow somewhere, or a run would never end.
 _POSITIVE, _NOT_NEGATIVE = Bounds(1, 10**9), Bounds(0, 10**9)
@@ -117,8 +118,13 @@ class TrainConfig:
     stage: str = option("all", "what to run: pre-train, fine-tune, evaluate, or all three", choices=STAGES)
     preset: str = option(
         "tiny",
-        "sizes and recipe: tiny (2 CPU cores), small (one GPU-hour), base (the paper's)",
+        "sizes and settings: tiny (2 CPU cores), small (one GPU-hour), base (the paper's)",
         choices=PRESETS,
+    )
+    recipe: str | None = option(
+        None,
+        f"the published settings for a data set: {', '.join(RECIPES)}; other options change single ones of them",
+        metavar="NAME",
     )
     data: str = option(
         "demo",
@@ -126,9 +132,25 @@ class TrainConfig:
         metavar="FOLDER",
     )
     data_root: str | None = option(
-        None, "folder that relative paths in the lists start from (default: --data)", metavar="FOLDER"
+        None,
+        "folder that relative paths in the lists start from (default: what dataset.json in --data says, or --data)",
+        metavar="FOLDER",
     )
-    output_dir: str | None = option(None, "run folder (default: runs/<preset>-<date>-<time>)", metavar="FOLDER")
+    fold: int | None = option(
+        None,
+        "which fold to train and test on, where --data has folders fold-1, fold-2 … with train.txt and test.txt",
+        metavar="K",
+        bounds=_NOT_NEGATIVE,
+    )
+    folds: str | None = option(
+        None,
+        "train folds one after the other, each in fold-K of --output-dir, and sum up their scores there; "
+        "the same command again skips those that are finished, and goes on with the others",
+        metavar="all|K,K…",
+    )
+    output_dir: str | None = option(
+        None, "run folder (default: runs/<preset or recipe>-<date>-<time>)", metavar="FOLDER"
+    )
     init_from: str | None = option(
         None,
         "weights to start from: a .safetensors of a run, a published .pth, or a run folder "

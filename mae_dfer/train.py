@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
-
-from .cli import Parser, RawHelp, add_options, command
+from .cli import Parser, RawHelp, add_options, command, flag
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
-from .models.memory import tell_exhaustion
+from .recipes import find_recipe, load_recipe
 from .settings_check import check_settings
-from .training.failures import ended_by_signals, explained
-
-if TYPE_CHECKING:
-    from .training.run import RunFolder
+from .training.failures import ended_by_signals
 
 DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
@@ -29,13 +22,19 @@ With no options it draws a demo set of faces, pre-trains and fine-tunes the tiny
 some twelve minutes on two CPU cores. For your own videos: a folder with classes.txt (one class name per line),
 train.txt and test.txt (`path label` on each line; labels are class names, or count from 0), given as --data.
 Pre-training alone (--stage pretrain) needs no labels: a folder with pretrain.txt (one path per line), or any folder of
-videos."""
+videos.
+
+A set that is split several times has its lists in folders fold-1, fold-2 … beside classes.txt: --fold K takes one,
+--folds all one after the other. For the sets of the paper, python -m mae_dfer.data.prepare writes such a folder, and
+--recipe NAME has the published settings; --print shows them, and what a run does otherwise."""
 
 EXAMPLES = """\
 examples:
   python -m mae_dfer.train --fused-attn
   python -m mae_dfer.train --data my_clips --preset base --output-dir runs/base
   python -m mae_dfer.train --data my_clips --preset base --stage finetune --init-from runs/base
+  python -m mae_dfer.train --recipe dfew --print
+  python -m mae_dfer.train --recipe dfew --data dfew --folds all --init-from runs/voxceleb2 --output-dir runs/dfew
   python -m mae_dfer.train --resume runs/base
   torchrun --nproc-per-node 8 -m mae_dfer.train --data my_clips --preset base
 """
@@ -43,8 +42,11 @@ examples:
 RUN_OPTIONS = (
     "stage",
     "preset",
+    "recipe",
     "data",
     "data_root",
+    "fold",
+    "folds",
     "output_dir",
     "init_from",
     "weights",
@@ -86,13 +88,19 @@ def build_parser() -> Parser:
         default=argparse.SUPPRESS,
         help="with --resume: fine-tune from the start; the checkpoints and scores there are set aside",
     )
+    run.add_argument(
+        "--print",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show every setting that these options come to, beside the published ones of a --recipe, and stop",
+    )
     run.add_argument("--epochs", type=int, metavar="N", help="epochs of both training stages")
     run.add_argument("--batch-size", type=int, metavar="N", help="batch size of both training stages")
     run.add_argument(
         "--lr", type=float, metavar="X", help="learning rate per 256 clips of both training stages"
     )
     add_options(
-        parser.add_argument_group("clips and model (default: what the preset says)"),
+        parser.add_argument_group("clips and model (default: what the preset or recipe says)"),
         TrainConfig,
         skip=RUN_OPTIONS,
     )
@@ -102,41 +110,77 @@ def build_parser() -> Parser:
 
 
 def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, set[str]]:
-    """Settings from preset (or the resumed run's config.json) and the options given; the run to resume; and the
+    """Settings from preset, recipe or the resumed run's config.json, and the options given; the run to resume; and the
     names of the options given."""
-    given = vars(build_parser().parse_args(argv))
-    resume = given.pop("resume")
-    names = {name for name, value in given.items() if value is not None}
-    if resume is not None:
-        for name in ("output_dir", "preset"):
-            if name in given:
-                raise UserError(
-                    f"--{name.replace('_', '-')} contradicts --resume, which goes on in its own folder"
-                )
-        config = TrainConfig.load(resume / "config.json")
-        if given.get("protocol", config.protocol) != config.protocol and given.get("stage", config.stage) != "evaluate":
-            raise UserError(
-                f"{resume} is trained with --protocol {config.protocol}, which its checkpoints fit; "
-                f"start a new run with another, from --init-from {resume} if you like"
-            )
-    else:
-        config = preset(given.get("preset", "tiny"))
-    redo = given.pop("redo", None)
+    options = vars(build_parser().parse_args(argv))
+    resume = options.pop("resume")
+    given = {name: value for name, value in options.items() if value is not None}
+    names = set(given)
     for name in BOTH_STAGES:
-        value = given.pop(name)
-        if value is not None:
+        if name in given:
             for stage in ("pretrain", "finetune"):
-                given.setdefault(f"{stage}_{name}", value)
+                given.setdefault(f"{stage}_{name}", given[name])
+    config = _start(resume, given)
     for name, value in given.items():
         stage, _, setting = name.partition("_")
         if stage in ("pretrain", "finetune"):
             setattr(getattr(config, stage), setting, value)
-        else:
+        elif name in TrainConfig.__dataclass_fields__:
             setattr(config, name, value)
-    if redo is not None and (resume is None or config.stage == "evaluate"):
+    if "redo" in given and (resume is None or config.stage == "evaluate"):
         raise UserError("--redo takes the run to fine-tune again as --resume RUN, and a --stage that trains")
+    if config.recipe is not None:
+        config.recipe = find_recipe(config.recipe)
     check(config, resuming=resume is not None)
+    if config.folds is not None and "print" not in given:
+        _check_folds(config, resume)
+    if "recipe" in given and not given.keys() & {"data", "print"}:
+        raise UserError(
+            f"--recipe {config.recipe} needs --data FOLDER, the folder that python -m mae_dfer.data.prepare "
+            f"{config.recipe} writes (--print shows the settings without)"
+        )
     return config, resume, names
+
+
+def _start(resume: Path | None, given: dict[str, Any]) -> TrainConfig:
+    """The settings that the options given are laid upon."""
+    if resume is None:
+        if "recipe" not in given:
+            return preset(given.get("preset", "tiny"))
+        recipe = load_recipe(find_recipe(given["recipe"]))
+        if "preset" in given:
+            raise UserError(
+                f"--recipe {recipe.name} has all settings of its own, those of the paper's model; leave out "
+                "--preset, and give what is to differ by its option (such as --embed-dim)"
+            )
+        return recipe.config(given.get("model"))
+    for name in ("output_dir", "preset", "recipe", "folds"):
+        if name in given:
+            raise UserError(f"{flag(name)} contradicts --resume, which goes on in its own folder with its own settings")
+    config = TrainConfig.load(resume / "config.json")
+    if given.get("fold", config.fold) != config.fold:
+        trained = "without folds" if config.fold is None else f"on fold {config.fold}"
+        raise UserError(f"{resume} is trained {trained}; leave out --fold, or start a new run for another fold")
+    if given.get("protocol", config.protocol) != config.protocol and given.get("stage", config.stage) != "evaluate":
+        raise UserError(
+            f"{resume} is trained with --protocol {config.protocol}, which its checkpoints fit; "
+            f"start a new run with another, from --init-from {resume} if you like"
+        )
+    return config
+
+
+def _check_folds(config: TrainConfig, resume: Path | None) -> None:
+    if resume is not None:
+        raise UserError(f"{resume / 'config.json'}: folds is {config.folds!r}, but a run is of one fold; make it null")
+    if config.fold is not None:
+        raise UserError("--fold takes one fold, and --folds several; give one of the two")
+    if config.output_dir is None:
+        raise UserError("--folds needs --output-dir FOLDER, where the same command will go on if it is interrupted")
+    if config.stage not in ("finetune", "all"):
+        raise UserError(
+            f"--folds sums up the scores of classifiers that it trains, which --stage {config.stage} does not; "
+            "give --fold K for one fold"
+        )
 
 
 def check(config: TrainConfig, *, resuming: bool = False) -> None:
@@ -154,10 +198,8 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
 
 def _option(group: str, name: str) -> str:
     """How a setting is spelled on the command line."""
-    option = f"--{group}-{name}" if group else f"--{name}"
-    if group and name in BOTH_STAGES:
-        option = f"--{name} ({option})"
-    return option.replace("_", "-")
+    option = flag(f"{group}.{name}" if group else name)
+    return f"{flag(name)} ({option})" if group and name in BOTH_STAGES else option
 
 
 @command
@@ -165,223 +207,29 @@ def _option(group: str, name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     config, resume, given = parse_config(argv)
     # Heavy imports wait until the options are known to be good, so that --help and mistakes answer at once.
-    from .training.checks import check_inputs, check_models
+    if "print" in given:
+        from .settings_table import print_settings
+
+        print_settings(config, given)
+        return 0
+    from .training.checks import check_models
+    from .training.folds import run_folds
     from .training.hardware import close_hardware, open_hardware
     from .training.inputs import open_data
-    from .training.run import RunFolder
+    from .training.stages import check_lists, run_one
 
     hardware = open_hardware(config)
     try:
         model = check_models(config, hardware)
-        backend = encoder_backend(model, config.fused_attn, hardware)
-        data = open_data(config, hardware)
-        check_inputs(config, data, model, hardware)
-        run = RunFolder.open(config, resume, hardware)
-        try:
-            with explained(run.path):
-                run_stages(config, data, run, hardware, backend, given)
-        except UserError:
-            if resume is None:
-                run.remove_if_unused()
-            raise
-        finally:
-            run.close()
+        if config.folds is not None:
+            run_folds(config, model, hardware, given)
+        else:
+            data = open_data(config, hardware)
+            check_lists(config, data, model, hardware, given, resume)
+            run_one(config, data, model, hardware, given, resume)
     finally:
         close_hardware()
     return 0
-
-
-@tell_exhaustion()
-def run_stages(
-    config: TrainConfig, data: Any, run: RunFolder, hardware: Any, backend: str, given: Collection[str] = ()
-) -> None:
-    """The stages that ``config.stage`` asks for, each starting from the one before. ``given``: options on the line."""
-    from .training.evaluate import evaluate
-    from .training.progress import console
-
-    started = time.monotonic()
-    say = console.print if hardware.is_main else lambda *_, **__: None
-    say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
-    hardware.decide(lambda: prepare(config, run, given))
-    tell_short_stages(config, run)
-    results: dict[str, Any] = {
-        "uar": None,
-        "war": None,
-        "attention_backend": backend,
-        "data": config.data,
-        "preset": config.preset,
-        "seed": config.seed,
-        "shuffle_labels": config.shuffle_labels,
-    }
-    if config.stage in ("pretrain", "all"):
-        results |= pretrain(config, data, run, hardware)
-        ratio = results["pretrain_loss_ratio"]
-        share = "all targets are zero" if ratio is None else f"{ratio:.2f} of predicting zero"
-        say(f"pre-training loss {results['pretrain_loss']:.3f}: {share}")
-    if config.stage in ("finetune", "all"):
-        model, record = finetune(config, data, run, hardware, given)
-        results |= record
-    elif config.stage == "evaluate":
-        model, record = load_trained(config, data, run, given, say)
-        run.save_settings()
-        results = run.read_json("metrics.json") | results | record
-        results["attention_backend"] = encoder_backend(model.config, config.fused_attn, hardware)
-    if config.stage != "pretrain":
-        results |= evaluate(model, data.test, data.classes, config, run, hardware, results["checkpoint"])
-        uar = "undefined" if results["uar"] is None else f"{results['uar']:.4f}"
-        say(f"test UAR {uar} · WAR {results['war']:.4f} on {results['clips']} clips", style="bold")
-    results["protocol"] = config.protocol  # an evaluated classifier's own
-    results["seconds"] = round(time.monotonic() - started, 1)
-    if hardware.is_main:
-        run.write_json("metrics.json", results)
-        if config.stage != "pretrain":  # after the results: no picture may cost them
-            draw_score(results, run)
-        say(f"results in {run.path}")
-
-
-def tell_short_stages(config: TrainConfig, run: RunFolder) -> None:
-    """Says where a learning rate does not come to its peak."""
-    for name, settings in (("pretrain", config.pretrain), ("finetune", config.finetune)):
-        if config.stage in (name, "all") and settings.epochs < settings.warmup_epochs:
-            run.say(
-                f"{name} ends after {settings.epochs} of {settings.warmup_epochs:g} epochs of warm-up, before its "
-                f"learning rate reaches --{name}-lr; --{name}-warmup-epochs makes the warm-up shorter"
-            )
-
-
-def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) -> str:
-    """Sets aside what is to be done again and what was never finished; for the main process, before it trains.
-
-    Raises:
-        UserError: an option that would have no effect; a stage that would be trained on although another began from it.
-    """
-    stages = {"evaluate": (), "all": ("pretrain", "finetune")}.get(config.stage, (config.stage,))
-    redo = "redo" in given
-    whole = {name: [one for one in run.list_checkpoints(name) if one.is_whole] for name in ("pretrain", "finetune")}
-    if redo:
-        whole["finetune"] = []
-    first = stages[0] if stages else "finetune"
-    if "init_from" in given and whole[first]:
-        raise UserError(
-            f"{run.path} has {first} checkpoints to go on from, so --init-from would have no effect; "
-            "leave it out, or start a new run with it"
-        )
-    done = whole["pretrain"][-1].epoch if whole["pretrain"] else 0
-    if "pretrain" in stages and whole["finetune"] and done < config.pretrain.epochs:
-        raise UserError(
-            f"{run.path}: {done} of now {config.pretrain.epochs} epochs of pre-training are done, and its "
-            "classifier began without the rest; --redo finetune pre-trains on and fine-tunes from the start, "
-            "--stage finetune goes on with the classifier as it is"
-        )
-    if redo:
-        run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
-    for name in stages:
-        unfinished = [one for one in run.list_checkpoints(name) if not one.is_whole]
-        run.set_aside(unfinished, f"weights of {name} without a trainer state, so never finished")
-        if unfinished and not whole[name]:
-            run.say(f"{name} starts at its beginning")
-    return ""
-
-
-# The two stages are functions of their own so that the decoding processes of one, and the videos they keep in
-# memory, are gone before the other starts its own.
-def pretrain(config: TrainConfig, data: Any, run: RunFolder, hardware: Any) -> dict[str, Any]:
-    """Pre-trains, draws a reconstruction, and returns the figures of the last epoch."""
-    from .training.loop import fit
-    from .training.pretrain import PretrainTask
-    from .training.weights import start_from
-
-    task = PretrainTask(config, data, hardware)
-    if not run.list_checkpoints("pretrain"):
-        source = config.init_from
-        task.metadata["init"] = None if source is None else start_from(task.model, source, run, config.weights)
-    last = fit(task, config, run, hardware).last_record
-    if hardware.is_main:
-        task.draw(data.test or data.pretrain, run)
-    return {
-        "pretrain_init": task.metadata.get("init"),
-        "pretrain_loss": last["loss"],
-        "pretrain_loss_predicting_zero": last["zero"],
-        "pretrain_loss_ratio": last["loss"] / last["zero"] if last["zero"] else None,
-        "pretrain_clips_per_second": last["clips_per_second"],
-    }
-
-
-def finetune(
-    config: TrainConfig, data: Any, run: RunFolder, hardware: Any, given: Collection[str] = ()
-) -> tuple[Any, dict[str, Any]]:
-    """Fine-tunes, and returns the classifier and the figures of the last epoch."""
-    from .training.finetune import FinetuneTask
-    from .training.loop import fit
-    from .training.run import find_weights
-    from .training.weights import start_from
-
-    task = FinetuneTask(config, data, hardware)
-    hardware.barrier()  # the main process has written the checkpoint that the others read
-    if not run.list_checkpoints("finetune"):
-        source, weights = config.init_from, config.weights
-        # The run's own pre-training, unless other weights are asked for.
-        if config.stage == "all" or (run.list_checkpoints("pretrain") and "init_from" not in given):
-            source, weights = str(run.path), "auto"
-        if source is None:
-            run.say("no --init-from: the classifier is trained from scratch")
-            task.metadata["init"] = None
-        else:
-            task.metadata["init"] = start_from(task.model, source, run, weights, data.classes)
-    last = fit(task, config, run, hardware).last_record
-    return task.model, {
-        "checkpoint": hardware.decide(lambda: str(find_weights(run.path, ("finetune",)))),
-        "finetune_init": task.metadata.get("init"),
-        "finetune_loss": last["loss"],
-        "finetune_clips_per_second": last["clips_per_second"],
-    }
-
-
-def load_trained(
-    config: TrainConfig, data: Any, run: RunFolder, given: Collection[str], say: Any
-) -> tuple[Any, dict[str, Any]]:
-    """The classifier to evaluate, and where it is from. Sets what it was trained with and ``given`` does not name."""
-    from .training.run import find_weights
-    from .training.weights import load_classifier
-
-    own = run.list_checkpoints("finetune")  # of a resumed run: those are to be scored, not what it began from
-    source = find_weights(run.path if own else config.init_from or run.path, ("finetune",))
-    model, metadata = load_classifier(
-        source,
-        fused_attn=config.fused_attn,
-        config=config,
-        classes=data.classes,
-        classes_from=config.data,
-        weights="auto" if own else config.weights,
-        say=say,
-    )
-    for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
-        if name in metadata and name not in given:
-            setattr(config, name, metadata[name])
-    return model, {"checkpoint": str(source)} | ({"finetune_init": metadata["init"]} if "init" in metadata else {})
-
-
-def draw_score(results: dict[str, Any], run: Any) -> None:
-    from .training.pictures import draw_confusion_matrix
-
-    confusion, path = np.array(results["confusion_matrix"]), run.path / "confusion_matrix.png"
-    draw_confusion_matrix(confusion, results["classes"], results["uar"], results["war"], path)
-
-
-def encoder_backend(model: Any, fused_attn: bool, hardware: Any) -> str:
-    """The backend that attention runs on in an encoder of configuration ``model``."""
-    from mae_dfer_kernels import backends
-
-    from .models.layers import longest_region
-
-    if not fused_attn:
-        return "eager"
-    tokens = model.num_tokens if model.is_vit else model.num_tokens // model.num_regions + 1
-    if tokens > longest_region(hardware.device):
-        return "sdpa"
-    dtype = hardware.amp_dtype or torch.float32
-    probe = torch.empty(1, tokens, 3 * model.embed_dim, device=hardware.device, dtype=dtype)
-    return backends.choose("region_attention", "auto", probe, model.num_heads)
 
 
 if __name__ == "__main__":

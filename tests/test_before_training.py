@@ -112,9 +112,9 @@ def test_the_memory_of_this_machine_is_known() -> None:
 def test_memory_that_runs_out_while_training_is_told(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mae_dfer.train.pretrain", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr("mae_dfer.training.stages.pretrain", lambda *_: torch.empty(2**60, dtype=torch.uint8))
     assert "memory ran out" in refuse(options(folder), capsys)
-    monkeypatch.setattr("mae_dfer.train.pretrain", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr("mae_dfer.training.stages.pretrain", lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         train(options(folder))
 

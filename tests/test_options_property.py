@@ -75,7 +75,7 @@ def ends(main: Main, arguments: list[str]) -> int:
 def train_lightly(arguments: list[str]) -> int:
     """The training command without its stages; a run that it makes is removed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mae_dfer.train.run_stages", lambda *arguments, **more: None)
+        patch.setattr("mae_dfer.training.stages.run_stages", lambda *arguments, **more: None)
         try:
             return train(arguments)
         finally:

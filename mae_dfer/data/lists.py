@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mae_dfer.data.folders import find_clips
 from mae_dfer.data.labels import UNLABELLED, Labels, read_classes
 from mae_dfer.data.lines import Kind, Reading, choose, is_header, names_columns, read_line
 from mae_dfer.data.paths import Paths
+from mae_dfer.data.prepared import Description, find_lists, read_description
 from mae_dfer.data.text import read_lines
 from mae_dfer.errors import UserError
 from mae_dfer.notes import Say, print_note
@@ -31,6 +33,7 @@ class DatasetFolder:
 
     ``val`` is None without its file: nothing is held out behind the user's back. ``pretrain`` is the
     training list without its file. What the stage that the folder was opened for has no use for is empty.
+    ``fold`` is the fold that the lists are of, in a folder with folds. ``description`` is what dataset.json says.
     """
 
     folder: Path
@@ -39,6 +42,22 @@ class DatasetFolder:
     test: list[Sample]
     val: list[Sample] | None
     pretrain: list[Sample]
+    fold: int | None = None
+    description: Description = field(default_factory=Description)
+
+
+def hash_samples(samples: Sequence[Sample], *, labelled: bool = True) -> str:
+    """SHA-256, in hexadecimal, of the clips in their order: what tells whether two lists are of the same clips.
+
+    Of each clip, its path without the beginning that all have in common, so that folders may be moved; and its label,
+    if ``labelled``.
+    """
+    paths = [os.path.abspath(sample.path) for sample in samples]
+    start = len(os.path.commonprefix([os.path.dirname(path) for path in paths]))
+    digest = hashlib.sha256()
+    for sample, path in zip(samples, paths, strict=True):
+        digest.update(f"{path[start:]}\0{sample.label if labelled else ''}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def read_list(
@@ -152,6 +171,7 @@ def open_dataset(
     folder: str | os.PathLike[str],
     *,
     stage: str = "all",
+    fold: int | None = None,
     root: str | os.PathLike[str] | None = None,
     remap: tuple[str, str] | None = None,
     say: Say = print_note,
@@ -159,36 +179,33 @@ def open_dataset(
     """Open a dataset folder: ``classes.txt`` (one name per line), ``train.txt`` and ``test.txt``, optionally
     ``val.txt`` and ``pretrain.txt`` (labels may be missing there).
 
-    Relative paths in the lists are joined to ``root``, by default to the folder itself. ``say`` as in
-    :func:`read_list`.
+    A folder with folds has its lists in ``fold-1/``, ``fold-2/`` …, and classes.txt beside those folders; a
+    pretrain.txt there is of all folds. Relative paths in all lists are joined to ``root``: by default that of
+    ``dataset.json`` (see :class:`Description`), or the folder itself. ``say`` as in :func:`read_list`.
 
     Args:
         stage: what the folder is for. ``evaluate`` needs ``classes.txt`` and ``test.txt`` alone. ``pretrain`` needs no
             classes and no labels: ``pretrain.txt`` or ``train.txt``, or no list at all: then the clips are all videos
             and folders of frames in the folder and below.
+        fold: which of its folds to open, for a folder with folds alone.
 
-    Raises: UserError when a file is missing or malformed.
+    Raises: UserError when a file is missing or malformed, or a fold is not there.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"dataset folder not found: {folder} (check the path)")
     pretraining = stage == "pretrain"
-    there = {name for name in ("classes", "train", "test", "val", "pretrain") if (folder / f"{name}.txt").is_file()}
-    if pretraining and not there & {"train", "pretrain"}:
+    lists = find_lists(folder, stage, fold)
+    if pretraining and not lists.keys() & {"train", "pretrain"}:
         return _open_without_lists(folder, root, say)
-    needed = ("classes", "test") if stage == "evaluate" else ("classes", "train", "test")
-    missing = [f"{name}.txt" for name in needed if name not in there and not pretraining]
-    if missing:
-        raise UserError(
-            f"{folder} is not a dataset folder: {', '.join(missing)} missing; it needs classes.txt (one class name per "
-            "line), train.txt and test.txt ('path label' per line); only --stage pretrain takes a folder of videos"
-        )
-    classes = read_classes(folder / "classes.txt", say=say) if "classes" in there else []
+    description = read_description(folder)
+    base = root or folder / Path(description.root or "").expanduser()
+    classes = read_classes(lists["classes"], say=say) if "classes" in lists else []
 
     def read(name: str, labelled: bool = True) -> list[Sample]:
         return read_list(
-            folder / f"{name}.txt",
-            root=root or folder,
+            lists[name],
+            root=base,
             num_classes=None if pretraining else len(classes),
             remap=remap,
             labelled=labelled,
@@ -199,14 +216,16 @@ def open_dataset(
     train = read("train") if stage in ("finetune", "all") else []
     pretrain: list[Sample] = []
     if stage in ("pretrain", "all"):
-        pretrain = read("pretrain", labelled=False) if "pretrain" in there else train or read("train", labelled=False)
+        pretrain = read("pretrain", labelled=False) if "pretrain" in lists else train or read("train", labelled=False)
     return DatasetFolder(
         folder=folder,
         classes=classes,
         train=train,
-        test=read("test", labelled=not pretraining) if "test" in there else [],
-        val=read("val") if "val" in there and train else None,
+        test=read("test", labelled=not pretraining) if "test" in lists else [],
+        val=read("val") if "val" in lists and train else None,
         pretrain=pretrain,
+        fold=fold,
+        description=description,
     )
 
 

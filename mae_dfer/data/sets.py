@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 
+from mae_dfer.cli import letters
 from mae_dfer.data import read_classes
 from mae_dfer.errors import UserError
 
@@ -27,7 +27,7 @@ STRIDES = {name: 1 if name == "ferv39k" else 4 for name in CLASSES}
 
 def find_set(name: str) -> str | None:
     """The key of :data:`CLASSES` for a spelling of it, in any case, with or without ``-``, ``_`` and the like."""
-    return next((known for known in CLASSES if _letters(known) == _letters(name)), None)
+    return next((known for known in CLASSES if letters(known) == letters(name)), None)
 
 
 def find_classes(name: str) -> list[str]:
@@ -41,10 +41,6 @@ def find_classes(name: str) -> list[str]:
         return list(CLASSES[known])
     if Path(name).is_file():
         return read_classes(Path(name))
-    near = difflib.get_close_matches(_letters(name), CLASSES, n=1)
+    near = difflib.get_close_matches(letters(name), CLASSES, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise UserError(f"{name} is neither a file nor one of the sets {', '.join(CLASSES)}{hint}")
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

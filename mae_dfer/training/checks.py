@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ..config import TrainConfig
+from ..cli import letters
+from ..config import RECIPES, TrainConfig
 from ..data import ClipConfig, DatasetFolder, Sample, check_containers, open_video
+from ..data.prepared import find_lists
 from ..errors import UserError
 from ..models import ModelConfig, configure_model
 from ..models.memory import bytes_to_train, check_fits, describe_size
 from ..models.regions import region_order, visible_by_region
-from ..notes import print_note
+from ..notes import Say, print_note
 from .hardware import Hardware
 from .inputs import clip_config, steps_per_epoch
 
@@ -98,6 +100,35 @@ def check_inputs(config: TrainConfig, data: DatasetFolder, model: ModelConfig, h
         _tell_overlap(data)
 
 
+def check_description(config: TrainConfig, data: DatasetFolder, given: Collection[str], say: Say) -> None:
+    """Compares what dataset.json says of the clips with the recipe; tells a stride that they do not want.
+
+    Args:
+        given: the options on the command line: a stride among them is meant.
+
+    Raises:
+        UserError: the recipe is of another set, or takes frames at another stride than the clips want.
+    """
+    found, stride = data.description, data.description.stride
+    if config.recipe and found.set and letters(found.set) != letters(config.recipe):
+        other = next((name for name in RECIPES if letters(name) == letters(found.set)), None)
+        raise UserError(
+            f"{data.folder / 'dataset.json'} says that this is {found.set}, and --recipe {config.recipe} is of another "
+            f"set; {f'give --recipe {other}' if other else 'leave it out'}"
+        )
+    if stride in (None, config.stride) or "stride" in given:
+        return
+    kind = f" ({found.clips})" if found.clips else ""
+    clips = f"{data.folder / 'dataset.json'}: its clips{kind} want --stride {stride}"
+    if config.recipe:
+        raise UserError(
+            f"{clips}, and --recipe {config.recipe} takes every {config.stride}th frame: "
+            f"give --stride {stride}, or --stride {config.stride} if you mean that"
+        )
+    if config.stage != "evaluate":  # which takes the stride of its classifier
+        say(f"{clips}, and this run has --stride {config.stride}")
+
+
 def _check_mask(clips: ClipConfig, model: ModelConfig) -> None:
     mask = clips.draw_mask(np.random.default_rng(0))
     if mask is not None and not model.is_vit:
@@ -121,7 +152,7 @@ def _check_classes(data: DatasetFolder, may_be_empty: bool) -> None:
     named = ", ".join(f"{data.classes[index]} (label {index})" for index in empty[:_NAMED]) + more
     hint = "the labels seem to be counted from 1: count them from 0; or else " if empty[0] == 0 else ""
     raise UserError(
-        f"train.txt has no clip of {named}; {hint}"
+        f"{find_lists(data.folder, 'finetune', data.fold)['train']} has no clip of {named}; {hint}"
         "take the class out of classes.txt, or train without clips of it: --allow-empty-classes"
     )
 

@@ -16,6 +16,7 @@ from ..models import VideoClassifier, VideoModel
 from .hardware import Hardware
 from .inputs import TrainingClips, clip_config, steps_per_epoch
 from .mixing import Mix
+from .provenance import describe_data
 
 
 class FinetuneTask:
@@ -30,6 +31,7 @@ class FinetuneTask:
         self.model: VideoModel = build_classifier(config, len(data.classes))
         self.metadata: dict[str, Any] = {
             "data": config.data,
+            "trained_on": describe_data(data, ("train",)),
             "classes": data.classes,
             "stride": config.stride,
             "num_segments": config.num_segments,

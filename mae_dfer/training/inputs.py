@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from ..config import TrainConfig
 from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, make_loader, open_dataset
+from ..data.lists import hash_samples
 from ..errors import UserError
 from ..models import ModelConfig
 from ..notes import keep_quiet, print_note
@@ -22,7 +22,9 @@ def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
     """The folder of ``--data``; ``demo`` is generated first where it is missing (by the main process)."""
     if config.data != "demo":
         say = print_note if hardware.is_main else keep_quiet
-        return open_dataset(config.data, stage=config.stage, root=config.data_root, say=say)
+        return open_dataset(config.data, stage=config.stage, fold=config.fold, root=config.data_root, say=say)
+    if config.fold is not None:
+        raise UserError(f"the demo set has no folds; leave out --fold {config.fold}, or give another --data")
     from ..data.demo import ensure_demo  # it draws with OpenCV, which runs on other data can do without
 
     if hardware.is_main:
@@ -111,15 +113,8 @@ class TrainingClips:
         return self._loader
 
     def fingerprint(self) -> str:
-        """SHA-256 of the clips in their order: paths without the beginning that all have in common, and labels."""
-        samples = self._dataset.samples
-        paths = [os.path.abspath(sample.path) for sample in samples]
-        start = len(os.path.commonprefix([os.path.dirname(path) for path in paths]))
-        digest = hashlib.sha256()
-        for sample, path in zip(samples, paths, strict=True):
-            label = "" if self._dataset.mode == "pretrain" else sample.label
-            digest.update(f"{path[start:]}\0{label}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        """SHA-256 of the clips that this trains on, in their order: of their labels, too, where it learns them."""
+        return hash_samples(self._dataset.samples, labelled=self._dataset.mode != "pretrain")
 
     def blank_batch(self) -> tuple[torch.Tensor, ...]:
         """What the model takes of a whole batch, (clip,) or (clip, mask), with nothing to be seen on the clips."""

@@ -15,6 +15,7 @@ from ..models import VideoModel
 from .hardware import Hardware
 from .inputs import TrainingClips, clip_config, steps_per_epoch
 from .pictures import draw_reconstruction
+from .provenance import describe_data
 from .run import RunFolder
 
 
@@ -30,7 +31,11 @@ class PretrainTask:
         self.model: VideoModel = create_autoencoder(
             f"mae_{config.model}", **config.model_overrides(pretraining=True)
         )
-        self.metadata: dict[str, Any] = {"data": config.data, "protocol": config.protocol}
+        self.metadata: dict[str, Any] = {
+            "data": config.data,
+            "trained_on": describe_data(data, ("pretrain",)),
+            "protocol": config.protocol,
+        }
         self._clip_config = clip_config(config, self.model.config)
         self.dataset = ClipDataset(data.pretrain, self._clip_config, mode="pretrain", seed=config.seed)
         self._clips = TrainingClips(self.dataset, config, self.settings.batch_size, hardware)

@@ -30,6 +30,7 @@ import torch
 
 from ..checkpoint import load_weights, save_weights
 from ..config import TrainConfig
+from ..data.prepared import find_folds
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
@@ -108,14 +109,14 @@ class RunFolder:
         Raises:
             UserError: on every process, where the folder cannot be made, is in use, or holds a run already.
         """
-        path = resume or Path(config.output_dir or _new_name(config.preset))
+        path = resume or Path(config.output_dir or _new_name(config.recipe or config.preset))
         held: list[RunLock] = []
 
         def claim() -> str:
             with explained(path):
                 if resume is None:
                     _refuse_existing(path)
-                    _refuse_data(path, Path(config.data))
+                    refuse_data(path, Path(config.data))
                     path.mkdir(parents=True, exist_ok=True)
                 held.append(RunLock(path, console.print))
                 if resume is None:
@@ -309,17 +310,17 @@ def _refuse_existing(path: Path) -> None:
         raise UserError(f"{path} is a file; --output-dir takes a folder")
 
 
-def _refuse_data(path: Path, data: Path) -> None:
+def refuse_data(path: Path, data: Path) -> None:
     """Refuses a run among the clips: its pictures would be clips of the next one."""
-    lists = any((data / f"{name}.txt").exists() for name in ("train", "pretrain", "test"))
+    lists = any((data / f"{name}.txt").exists() for name in ("train", "pretrain", "test")) or bool(find_folds(data))
     inside = [path.resolve(), *(() if lists else path.resolve().parents)]
     if data.resolve() in inside:
         raise UserError(f"{path} lies among the clips of --data {data}; give another folder as --output-dir")
 
 
-def _new_name(preset: str) -> str:
-    """Of a run that was not given one."""
-    name = f"runs/{preset}-{datetime.now():%Y%m%d-%H%M%S}"
+def _new_name(settings: str) -> str:
+    """Of a run that was not given one; ``settings``: the preset or recipe."""
+    name = f"runs/{settings}-{datetime.now():%Y%m%d-%H%M%S}"
     others = (f"{name}-{number}" for number in itertools.count(2))
     return next(one for one in itertools.chain([name], others) if not Path(one).exists())
 
