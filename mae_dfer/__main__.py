@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 
 from .cli import Parser, RawHelp, command
+from .errors import UserError
 
 COMMANDS = {
     "mae_dfer.train": "pre-train, fine-tune and score MAE-DFER on video files",
     "mae_dfer.predict": "class probabilities over time for videos, as a table and a CSV",
+    "mae_dfer.data.prepare": "from an official data set, as it is downloaded, to a folder to train on, with a report",
     "mae_dfer.data.check": "name the videos of a list that cannot be read",
     "mae_dfer.data.demo": "draw the demo set: faces showing seven expressions",
     "mae_dfer_kernels": "which backends of the kernels can run on this machine, and why not the others",
@@ -27,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="\n".join(lines),
         formatter_class=RawHelp,
     )
-    parser.parse_args(argv)
+    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
+    words = parser.parse_args(argv).command
+    if words:
+        near = difflib.get_close_matches(words[0], [name.rpartition(".")[2] for name in COMMANDS], n=1)
+        named = [name for name in COMMANDS if near and name.endswith(near[0])]
+        hint = f"did you mean python -m {named[0]}?" if named else "python -m mae_dfer lists the commands"
+        raise UserError(f"commands are called by their modules; {hint}")
     parser.print_help()
     return 0
 

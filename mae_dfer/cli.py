@@ -15,11 +15,13 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
+from .notes import print_note
 from .streams import guarded_streams
 
 
@@ -173,11 +175,23 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(argv: Sequence[str] | None = None) -> int:
-        with guarded_streams() as output:
+        with guarded_streams() as output, warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             code = _exit_code(main, argv)
         return code or (2 if output.is_incomplete else 0)
 
     return wrapped
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """In one line, without the place in our code, what we warn of; other packages' warnings as ever."""
+    if category.__module__.startswith("mae_dfer"):
+        print_note(str(message))
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, end="", file=file or sys.stderr)
 
 
 def _exit_code(main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:

@@ -132,7 +132,7 @@ def gather_clips(inputs: Sequence[Path], root: Path | None) -> tuple[list[Path],
             clips += [Path(sample.path) for sample in read_list(path, root=root, labelled=False)]
         else:
             clips.append(path)
-    return clips, failures
+    return list(dict.fromkeys(clips)), failures
 
 
 def check_result(path: Path, inputs: Sequence[Path], clips: Sequence[Path], checkpoint: Path, force: bool) -> None:

@@ -19,9 +19,12 @@ from .data.sampling import window_indices, window_starts
 from .data.sets import STRIDES, find_classes, find_set
 from .data.transforms import TestTransform, to_channels_first
 from .errors import UserError
+from .files import printable
 from .models import VideoClassifier, VideoModel
 from .models.config import unknown
 from .notes import print_note
+from .settings_check import check_settings
+from .training.hardware import find_device
 from .training.run import find_weights
 from .training.weights import load_classifier
 
@@ -114,7 +117,7 @@ def load(
 
     Args:
         path: a run folder of ``mae_dfer.train``, one of its fine-tuning checkpoints, or a published ``.pth``.
-        device: where the model is to be; None leaves it on torch's default device.
+        device: where the model is to be, ``auto`` for a GPU where there is one; None: torch's default device.
         classes: of a published checkpoint, which does not hold them: the name of a data set (``"dfew"``), a file with
             one name per line, or the names in the order of the outputs. A checkpoint of ours must have the same.
         stride: in place of the checkpoint's own, or of the data set's.
@@ -126,7 +129,7 @@ def load(
             ``num_frames``, ``region_size``, ``num_heads``, ``pool``; ``preset`` or ``model``.
 
     Raises:
-        UserError: no such file, no classifier, or one of other classes or sizes.
+        UserError: no such file or device, no classifier, one of other classes or sizes, or a value that is none.
     """
     for name in sizes:
         if name not in UNTOLD:
@@ -135,10 +138,12 @@ def load(
     names = find_classes(named) if named else None if classes is None else list(classes)
     config = preset(sizes.get("preset", "base"))
     config.stride = STRIDES.get(find_set(named) or "", config.stride) if stride is None else stride
-    if config.stride < 1:
-        raise UserError("--stride must be at least 1")
-    for name, value in sizes.items():
+    for name, value in (sizes | {"weights": weights, "protocol": protocol or config.protocol}).items():
         setattr(config, name, value)
+    check_settings(config, lambda group, name: name)
+    if names is not None and (len(set(names)) < len(names) or not all(isinstance(name, str) for name in names)):
+        raise UserError(f"classes are names that differ, not {printable(str(names))}")
+    place = None if device is None else find_device(str(device))
     weights_path = find_weights(path, stages=("finetune",))
     if sizes and is_own(weights_path):
         raise UserError(f"{weights_path} says its own sizes; leave out --{next(iter(sizes)).replace('_', '-')}")
@@ -148,7 +153,7 @@ def load(
     if metadata.get("data") == "demo":
         say("this model learnt drawn faces (the demo set); what it says of real people means nothing")
     return Predictor(
-        model if device is None else model.to(device),
+        model if place is None else model.to(place),
         metadata["classes"],
         metadata["stride"] if stride is None else stride,
         (protocol or metadata.get("protocol")) == "published",
@@ -177,8 +182,11 @@ def predict_clip(
 
     Raises:
         VideoError: the clip cannot be read.
-        UserError: outputs of the model that are not finite.
+        UserError: outputs of the model that are not finite; numbers below 1.
     """
+    for name, value in (("window_step", window_step), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} is a whole number from 1 on, not {value!r}")
     length, windows = model.config.num_frames, []
     with open_video(path, square_pixels=square_pixels) as video:
         starts = window_starts(video.num_frames, length, stride, window_step or max(length * stride // 2, 1))

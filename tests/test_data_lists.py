@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mae_dfer.config import TrainConfig
-from mae_dfer.data import Sample, open_dataset, read_list
+from mae_dfer.data import Sample, open_dataset, read_classes, read_list
 from mae_dfer.data.check import main as check
 from mae_dfer.errors import UserError
 from mae_dfer.training.evaluate import _write_predictions
@@ -456,3 +456,9 @@ def test_paths_of_an_unlabelled_list_may_end_in_numbers(tmp_path):
     file = write(tmp_path, "clip 3\nsentence 1\nsentence 2\nclip 3 -1\n")
     paths = [sample.path.rsplit("/", 1)[1] for sample in read_list(file, labelled=False, say=lambda _: None)]
     assert paths == ["clip 3", "sentence 1", "sentence 2", "clip 3"]
+
+
+def test_class_names_on_one_line_are_told(tmp_path):
+    (tmp_path / "classes.txt").write_text("left, right\n")
+    with pytest.raises(UserError, match="one class name per line"):
+        read_classes(tmp_path / "classes.txt")

@@ -57,6 +57,28 @@ def error_of(main, arguments, capsys):
 # What it takes.
 
 
+def test_what_is_no_run_folder_is_named_with_the_one_that_is_meant(tmp_path, run, capsys):
+    clip = make_frames(tmp_path / "clip")
+    for path in (run / "config.json", run / "metrics.json", run / "checkpoints"):
+        error = error_of(predict, [clip, "--checkpoint", path], capsys)
+        assert f"give the run folder itself, {run}" in error or f"give that one, {run}" in error
+
+
+def test_clips_of_several_inputs_are_predicted_once(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = make_frames(tmp_path / "clip")
+    assert predict([str(clip), str(clip), str(tmp_path / "clip"), "--checkpoint", str(run)]) == 0
+    assert paths("predictions.csv") == [str(clip)]
+
+
+def test_frames_that_differ_in_size_are_noted_in_one_line(tmp_path, run, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = make_frames(tmp_path / "clip")
+    Image.new("RGB", (40, 20)).save(clip / "9.png")
+    assert predict([str(clip), "--checkpoint", str(run)]) == 0
+    assert f"note: {clip}: frames differ in size; all are resized to one\n" in capsys.readouterr().err
+
+
 def test_folders_stand_for_all_clips_below_them(tmp_path, run):
     for name in ("b/2", "b/10", "c", ".hidden"):
         make_frames(tmp_path / "clips" / name)
@@ -204,6 +226,25 @@ def test_load_gives_the_model_with_its_classes_and_clips(trained, tmp_path):
         predictor.preprocess(frames.astype(np.float32))
     with pytest.raises(UserError, match="unknown option of load 'img_sizes'; did you mean 'img_size'"):
         mae_dfer.load(run, img_sizes=32)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"device": "gpu"}, "not a device"), ({"weights": "best"}, "weights is 'best'"),
+        ({"stride": 2.5}, "stride is 2.5"), ({"protocol": "zzz"}, "protocol is 'zzz'"),
+        ({"classes": ["a", "a"]}, "names that differ"),
+    ],
+)  # fmt: skip
+def test_load_refuses_what_is_no_value(run, given, words):
+    with pytest.raises(UserError, match=words):
+        mae_dfer.load(run, **given)
+
+
+@pytest.mark.parametrize("given", [{"batch_size": 0}, {"batch_size": -1}, {"window_step": 0}])
+def test_predictions_take_whole_numbers_from_1_on(tmp_path, run, given):
+    with pytest.raises(UserError, match="a whole number from 1 on"):
+        mae_dfer.load(run).predict(make_frames(tmp_path / "clip"), **given)
 
 
 def test_load_takes_the_names_of_a_published_classifiers_classes(tmp_path, capsys):

@@ -125,7 +125,7 @@ def test_every_command_is_listed_with_its_version_and_help(capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     for name in COMMANDS:
         assert sum(f"python -m {name} " in line for line in lines) == 1
-        module = f"{name}.__main__" if name in ("mae_dfer.data.demo", "mae_dfer_kernels") else name
-        main = __import__(module, fromlist=["main"]).main
+        package = name.rpartition(".")[2] in ("demo", "prepare", "mae_dfer_kernels")
+        main = __import__(f"{name}.__main__" if package else name, fromlist=["main"]).main
         assert main(["--version"]) == 0 and capsys.readouterr().out == "mae_dfer 0.1.0\n"
         assert main(["--help"]) == 0 and f"python -m {name}" in capsys.readouterr().out

@@ -138,6 +138,33 @@ def test_a_folder_with_results_is_not_written_to(
     assert (tmp_path / "run" / name).read_text() == "of somebody else"
 
 
+def test_an_evaluation_takes_no_sizes_but_those_of_its_classifier(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(trained[0]), "--stage=evaluate", "--init-from", str(trained[1]), "--device=cpu"]
+    for option, words in (
+        ("--img-size=64", "--img-size 32,32"), ("--pool=all", "--pool local"), ("--num-heads=2", "--num-heads 1"),
+        ("--preset=base", "--model lgi_former_tiny_patch16_160"),
+    ):  # fmt: skip
+        assert train([*command, "--output-dir", str(tmp_path / "score"), option]) == 2
+        assert f"was trained with {words}, and is scored as it is" in capsys.readouterr().err
+        assert not (tmp_path / "score").exists()
+    assert train([*command, "--output-dir", str(tmp_path / "score"), "--pool=local"]) == 0
+
+
+def test_settings_that_change_are_said_and_recorded(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained[1], tmp_path / "run")
+    assert train(["--resume", str(run), "--finetune-epochs=2", "--seed=3"]) == 0
+    assert "settings that change from here on: seed 0 → 3, finetune.epochs 1 → 2" in capsys.readouterr().out
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    changed = [event["changed"] for event in events if event["event"] == "settings"]
+    assert changed == [["seed 0 → 3", "finetune.epochs 1 → 2"]]
+    assert train(["--resume", str(run), "--finetune-epochs=1"]) == 0
+    assert "finetune has more epochs than the 1 asked for" in capsys.readouterr().out
+
+
 def test_other_classes_are_not_resumed(
     trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

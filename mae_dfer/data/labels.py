@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mae_dfer.data.text import SEPARATOR, columns, read_lines, unquote
 from mae_dfer.errors import UserError
+from mae_dfer.files import printable
 from mae_dfer.notes import Say, print_note
 
 UNLABELLED = -1
@@ -141,6 +142,8 @@ def read_classes(path: Path, *, say: Say = print_note) -> list[str]:
     lines = [line for _, line in read_lines(path, comments=False)]
     if not lines:
         raise UserError(f"{path} names no classes; write one class name per line")
+    if len(lines) == 1 and len(columns(lines[0])) > 1:
+        raise UserError(f"{path} has one line, {printable(lines[0], 60)}; write one class name per line")
     names = _names_of_numbered(lines, path, say) or lines
     names = [name if (quoted := unquote(name)) is None else quoted for name in names]
     if len(set(names)) != len(names):

@@ -193,6 +193,8 @@ def open_dataset(
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; give the folder that holds classes.txt, train.txt and test.txt")
         raise UserError(f"dataset folder not found: {folder} (check the path)")
     pretraining = stage == "pretrain"
     lists = find_lists(folder, stage, fold)

@@ -126,17 +126,23 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of that name, ``auto`` for a GPU if there is one; a CPU is told to keep freed memory."""
+    """:func:`find_device`, of those that the kernels know; a CPU is told to keep freed memory."""
+    device = find_device(name, local_rank)
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def find_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of that name, ``auto`` for a GPU if there is one. Raises UserError where there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device {name}: not a device; try cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cpu":
-        keep_freed_memory()
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(f"--device {name}: torch sees no CUDA GPU on this machine; use --device cpu")

@@ -18,6 +18,7 @@ import torch
 
 from ..checkpoint import load_into
 from ..checkpoint.report import first_few
+from ..cli import flag
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..files import write_atomically
@@ -29,7 +30,7 @@ from .progress import console, stage_bar
 from .run import RunFolder
 
 # Settings of a model that may change while it is trained: how it is computed, and how much it drops.
-_FREE = ("fused_attn", "residual_dtype", "drop_path_rate")
+FREE = ("fused_attn", "residual_dtype", "drop_path_rate")
 SYNC_EVERY = 10  # steps between two reads of the loss from the device
 
 
@@ -310,6 +311,8 @@ def _resume(
         task.metadata["init"] = metadata["init"]
     if run.write:
         console.print(f"{task.name}: going on after {position.epoch} epochs and {position.step} steps")
+    if position.epoch > task.settings.epochs:
+        run.say(f"{task.name} has more epochs than the {task.settings.epochs} asked for, and stays as it is")
     return position
 
 
@@ -331,13 +334,14 @@ def _load(
 
 def _compare_models(run: RunFolder, trained: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises UserError for a model that computes something else, even where its tensors have the same shapes."""
-    changed = [name for name, value in wanted.items() if trained.get(name, value) != value and name not in _FREE]
+    changed = [name for name, value in wanted.items() if trained.get(name, value) != value and name not in FREE]
     if changed:
-        options = " ".join(f"--{name.replace('_', '-')} {_spell(trained[name])}" for name in changed)
+        options = " ".join(f"{flag(name)} {spell(trained[name])}" for name in changed)
         raise UserError(f"{run.path} was trained with {options}; leave that as it was, or start a new run")
 
 
-def _spell(value: Any) -> str:
+def spell(value: Any) -> str:
+    """A setting's value as an option takes it."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

@@ -133,6 +133,9 @@ class RunFolder:
             # An evaluation takes settings from the classifier, and is no reason to change those of a run that trains.
             if (resume is None) == (config.stage == "evaluate"):
                 run.settings = config
+            if resume is not None and (changed := _compare(TrainConfig.load(path / "config.json"), config)):
+                run.say(f"settings that change from here on: {', '.join(changed)}")
+                run.log("settings", changed=changed)
             return run
         except BaseException:
             for lock in held:
@@ -310,6 +313,19 @@ def _refuse_existing(path: Path) -> None:
         raise UserError(f"{path} is a file; --output-dir takes a folder")
 
 
+def _compare(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """The settings that differ, as ``finetune.lr 0.001 → 0.002``."""
+
+    def flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found |= flat(value, f"{name}.") if isinstance(value, dict) else {place + name: value}
+        return found
+
+    old, new = flat(before.to_dict()), flat(now.to_dict())
+    return [f"{name} {old[name]} → {value}" for name, value in new.items() if old[name] != value]
+
+
 def refuse_data(path: Path, data: Path) -> None:
     """Refuses a run among the clips: its pictures would be clips of the next one."""
     lists = any((data / f"{name}.txt").exists() for name in ("train", "pretrain", "test")) or bool(find_folds(data))
@@ -375,9 +391,13 @@ def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretr
         weights = _weights_beside(path)
         if path.name.endswith(".state.pt") and weights.is_file():
             raise UserError(f"{path} is the optimiser's state; the weights are in {weights}")
+        if (path.parent / "checkpoints").is_dir() and path.suffix in (".json", ".jsonl", ".csv", ".png", ".txt"):
+            raise UserError(f"{path} holds no weights; give the run folder itself, {path.parent}")
         return path
     if not path.exists():
         raise UserError(f"{path}: no such file or run folder")
+    if path.name == "checkpoints" and not (path / "checkpoints").exists():
+        raise UserError(f"{path} lies in a run folder; give that one, {path.parent}")
     run = RunFolder(path, write=False)
     for stage in stages:
         found = run.list_checkpoints(stage)

@@ -12,6 +12,7 @@ import torch
 
 from mae_dfer_kernels import backends
 
+from ..cli import flag
 from ..config import TrainConfig
 from ..data import DatasetFolder
 from ..errors import UserError
@@ -27,7 +28,7 @@ from .failures import explained
 from .finetune import FinetuneTask
 from .hardware import Hardware
 from .inputs import clip_config
-from .loop import fit
+from .loop import FREE, fit, spell
 from .pretrain import PretrainTask
 from .progress import console
 from .run import RunFolder, find_weights
@@ -258,12 +259,29 @@ def load_trained(
         weights="auto" if own else config.weights,
         say=say,
     )
+    if "model" in metadata:  # a published file does not say it: there, the options do
+        refuse_other_sizes(config, metadata["model"], source, given)
     tell_other_fold(metadata.get("trained_on"), data, source, run)
     for name in ("stride", "num_segments", "protocol"):  # as it was trained, unless someone says otherwise
         if name in metadata and name not in given:
             setattr(config, name, metadata[name])
     record = {"checkpoint": str(source), "trained_on": metadata.get("trained_on")}
     return model, record | ({"finetune_init": metadata["init"]} if "init" in metadata else {})
+
+
+def refuse_other_sizes(
+    config: TrainConfig, trained: dict[str, Any], source: Path, given: Collection[str]
+) -> None:
+    """Refuses options that would have no effect: a classifier is what it was trained as."""
+    asked = {name: value for name, value in config.model_overrides(pretraining=False).items() if name in given}
+    if {"model", "preset"} & set(given):
+        asked["name"] = config.model
+    for name, value in asked.items():
+        own = trained.get(name, value)
+        if name not in FREE and value != (tuple(own) if isinstance(own, list) else own):
+            option = "--preset or --model" if name == "name" else flag(name)
+            raise UserError(f"{source} was trained with {flag('model' if name == 'name' else name)} {spell(own)}, "
+                            f"and is scored as it is; leave out {option}")  # fmt: skip
 
 
 def tell_scratch(config: TrainConfig, run: RunFolder, what: str) -> None:
