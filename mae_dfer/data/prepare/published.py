@@ -64,7 +64,7 @@ def _rest(whole: Part, test: Part) -> Part:
     return Part(whole.clips - test.clips, tuple(rest))
 
 
-# The lines of a published list have one length (or nearly, see there), so that its size in characters tells their number.
+# The lines of a published list have one length (or nearly, see there): its size in characters tells their number.
 PUBLISHED: dict[str, Published] = {
     "dfew": Published(  # lines of 54 characters
         _folds(
