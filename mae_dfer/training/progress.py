@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -39,3 +39,17 @@ def stage_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Bar]:
     live = enabled and console.is_terminal
     with Progress(*columns, console=console, disable=not live, transient=True) as progress:
         yield Bar(progress, progress.add_task(title, total=total, text=""))
+
+
+@contextmanager
+def counting_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A :func:`stage_bar` that is told how many more steps are done."""
+    with stage_bar(title, total) as bar:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            bar.update(done, "")
+
+        yield advance

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mae_dfer.cli import Parser, RawHelp, command
+from mae_dfer.data.prepare.face_shares import sample_size
 from mae_dfer.data.prepare.findings import find_faults
 from mae_dfer.data.prepare.inspection import find_duplicates, inspect_clips
 from mae_dfer.data.prepare.layout import Layout
@@ -18,7 +19,7 @@ from mae_dfer.data.prepare.report import print_report, write_page
 from mae_dfer.data.prepare.store import Store
 from mae_dfer.data.prepare.tables import write_tables
 from mae_dfer.errors import UserError
-from mae_dfer.training.progress import stage_bar
+from mae_dfer.training.progress import counting_bar
 
 DESCRIPTION = """\
 Prepares an official data set for training: reads its lists, looks into every clip, and writes class names, the lists of
@@ -71,19 +72,13 @@ def prepare(layout: Layout, output: Path, workers: int) -> int:
         count = store.list_clips(layout.entries)
         if not count:
             raise UserError(f"no clip of {layout.set} was found below {layout.root}")
-        with stage_bar("inspect", count) as bar:
-            done = 0
-
-            def advance(some: int) -> None:
-                nonlocal done
-                done += some
-                bar.update(done, "")
-
+        with counting_bar("inspect", count) as advance:
             inspect_clips(layout.root, store, workers, advance)
         find_duplicates(layout.root, store, workers)
-        findings = find_faults(layout, store)
+        with counting_bar("look for faces", sample_size(store)) as advance:
+            findings = find_faults(layout, store, workers, advance)
         write_tables(layout, store, output)
-        write_page(layout, store, findings, output / "report.html")
+        write_page(layout, store, findings, output / "report.html", workers)
         print_report(layout, store, findings, output)
     return 1 if any(finding.is_fault for finding in findings) else 0
 

@@ -17,6 +17,7 @@ from mae_dfer.errors import UserError
 
 _VERSION = 1  # of the tables below
 _BATCH = 1000
+SHOWN = 5  # paths that are given as examples
 _TABLES = """
 CREATE TABLE IF NOT EXISTS clips (
     number INTEGER PRIMARY KEY, path TEXT UNIQUE NOT NULL, label INTEGER NOT NULL, splits TEXT NOT NULL,
@@ -115,3 +116,9 @@ class Store:
             cursor.execute(query, values)
             while rows := cursor.fetchmany(_BATCH):
                 yield from rows
+
+
+def first_paths(store: Store, where: str, *values: Any) -> tuple[str, ...]:
+    """The first paths of ``SELECT path FROM where``: examples of what was found."""
+    query = f"SELECT path FROM {where} ORDER BY number LIMIT {SHOWN}"
+    return tuple(path for (path,) in store.ask(query, *values))
