@@ -278,7 +278,7 @@ class TrainConfig:
             raise UserError(f"{path}: {error}") from None
         except (FileNotFoundError, NotADirectoryError):
             if path.parent.is_file():
-                raise UserError(f"{path.parent} is a file, and is not the folder of an earlier run; give that folder") from None
+                raise UserError(f"{path.parent} is a file; it is not the folder of an earlier run") from None
             raise UserError(f"{path.parent} is not the folder of an earlier run: it has no {path.name}") from None
         except (ValueError, RecursionError) as error:  # of what is no text, too, and of too long numbers
             raise UserError(f"{path}: not valid JSON ({error})") from None

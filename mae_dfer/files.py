@@ -19,6 +19,7 @@ from .errors import UserError
 _HEAD = 1024  # bytes that tell what a file is
 _HTML = re.compile(r"<(!doctype\s+html|html|head|body|title|script)\b", re.IGNORECASE)
 _SHOWN = 60  # characters
+_STEM = 40  # characters of a temporary file's name: with the rest, it is no longer than file systems allow
 
 
 def write_atomically(path: Path | str, write: Callable[[Path], Any]) -> None:
@@ -36,7 +37,7 @@ def write_atomically(path: Path | str, write: Callable[[Path], Any]) -> None:
         replaced = _stat_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last: libraries choose a format by it.
-        temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+        temporary = target.with_name(f".{target.stem[:_STEM]}.{os.getpid()}.tmp{target.suffix}")
         temporary.unlink(missing_ok=True)
         try:
             created = _create(temporary)
@@ -98,7 +99,7 @@ def check_writable(path: Path, inputs: Iterable[Path | str] = ()) -> None:
     folder = next(folder for folder in target.parents if folder.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"cannot write {path}: {folder} is not a folder that may be written to")
-    if target.parent.name == "checkpoints" and (target.parent.parent / "config.json").exists():
+    if any(folder.name == "checkpoints" and (folder.parent / "config.json").exists() for folder in target.parents):
         raise UserError(f"{path} lies among the checkpoints of a run; give another place")
     for kept in inputs if found else ():
         with contextlib.suppress(OSError):

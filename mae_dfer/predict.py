@@ -157,10 +157,10 @@ def check_result(path: Path, inputs: Sequence[Path], clips: Sequence[Path], chec
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file is a CSV of this command. An empty one may be replaced, too."""
+    """Whether a file is a CSV of this command."""
     head = ",".join(COLUMNS).encode()
     with path.open("rb") as file:
-        return file.read(len(head)) in (head, b"")
+        return file.read(len(head)) == head
 
 
 def write_csv(windows: list[Window], classes: list[str], path: Path) -> None:

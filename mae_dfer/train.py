@@ -11,6 +11,7 @@ from typing import Any
 from .cli import Parser, RawHelp, add_options, command, flag
 from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
+from .files import encodable
 from .recipes import find_recipe, load_recipe
 from .settings_check import check_settings
 from .training.failures import ended_by_signals
@@ -157,15 +158,27 @@ def _start(resume: Path | None, given: dict[str, Any]) -> TrainConfig:
     for name in ("output_dir", "preset", "recipe", "folds"):
         if name in given:
             raise UserError(f"{flag(name)} contradicts --resume, which goes on in its own folder with its own settings")
+    if str(resume) != encodable(str(resume)):
+        raise UserError(f"the name of {encodable(str(resume))} is not valid UTF-8; rename the folder")
     config = TrainConfig.load(resume / "config.json")
     if given.get("fold", config.fold) != config.fold:
         trained = "without folds" if config.fold is None else f"on fold {config.fold}"
         raise UserError(f"{resume} is trained {trained}; leave out --fold, or start a new run for another fold")
-    if given.get("protocol", config.protocol) != config.protocol and given.get("stage", config.stage) != "evaluate":
-        raise UserError(
-            f"{resume} is trained with --protocol {config.protocol}, which its checkpoints fit; "
-            f"start a new run with another, from --init-from {resume} if you like"
-        )
+    if given.get("stage", config.stage) == "evaluate":
+        if given.get("data", config.data) != config.data:
+            raise UserError(
+                f"{resume} keeps the scores on its own --data; score it on other clips with "
+                f"--stage evaluate --init-from {resume}"
+            )
+        return config
+    # --redo begins fine-tuning again, with what randomness and labels it is told.
+    for name in ("protocol",) if "redo" in given else ("protocol", "seed", "shuffle_labels"):
+        value = getattr(config, name)
+        if given.get(name, value) != value:
+            raise UserError(
+                f"{resume} is trained with {flag(name)} {value}, which its checkpoints fit; "
+                f"start a new run with another, from --init-from {resume} if you like"
+            )
     return config
 
 

@@ -105,3 +105,9 @@ def test_inputs_and_checkpoints_are_told_by_any_name(tmp_path):
     with pytest.raises(UserError, match="among the checkpoints of a run"):
         check_writable(tmp_path / "run" / "checkpoints" / "finetune-epoch-0001.state.pt")
 
+
+
+def test_a_name_as_long_as_file_systems_allow_is_written(tmp_path):
+    path = tmp_path / ("é" * 125 + ".csv")
+    write_atomically(path, lambda temporary: temporary.write_text("x"))
+    assert path.read_text() == "x" and list(tmp_path.iterdir()) == [path]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from test_train_refusals import SMALL, make_set
 
-from mae_dfer.data.loader import _prepare_worker
+from mae_dfer.data.loader import EpochSampler, _prepare_worker, make_loader
 from mae_dfer.errors import UserError
 from mae_dfer.train import main as train
-from mae_dfer.training.failures import explained
+from mae_dfer.training.failures import ended_by_signals, explained
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds decoding processes in /proc")
 ENDLESS = ["--stage=finetune", "--finetune-epochs=100000", "--workers=2"]
@@ -128,3 +128,36 @@ def test_a_decoding_process_prints_nothing_of_a_parent_that_is_gone(
     assert capsys.readouterr().err == ""
     sys.excepthook(KeyError, KeyError("a mistake of our own"), None)
     assert "a mistake of our own" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_call_that_fails_otherwise_still_ends_by_the_signal(
+    number: int, kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind), ended_by_signals():
+        try:
+            os.kill(os.getpid(), number)
+        except kind:
+            raise RuntimeError("unexpected pos 46208") from None
+
+
+class Clips:
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, object]:
+        return {"clip": torch.zeros(1), "label": 0, "index": item[1], "view": 0}
+
+
+def test_a_signal_while_decoding_processes_start_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    """What a handler raises within a fork, Python prints and drops."""
+    armed: list[bool] = []
+    os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGTERM) if armed else None)
+    loader = make_loader(Clips(), EpochSampler(4, shuffle=False), 1, num_workers=2)
+    with pytest.raises(SystemExit, match="143"), ended_by_signals():
+        armed.append(True)
+        try:
+            list(loader)
+        finally:
+            armed.clear()
+    assert capfd.readouterr().err == "terminated\n"

@@ -162,13 +162,13 @@ def test_force_replaces_results_of_this_command_alone(tmp_path, run, capsys, nam
 def test_a_report_replaces_a_report_alone(tmp_path, capsys):
     (tmp_path / "list.txt").write_text("gone.mp4\t0\n")
     report = tmp_path / "list.txt.broken.txt"
-    for text in ("gone.mp4\t0\n", "notes", HEADER[1:]):
+    for text in ("gone.mp4\t0\n", "notes", HEADER[1:], ""):
         report.write_text(text)
         assert "is no report of this command" in error_of(check, [tmp_path / "list.txt"], capsys)
         assert report.read_text() == text
     error = error_of(check, [tmp_path / "list.txt", "--report", tmp_path / "list.txt"], capsys)
     assert "would replace" in error and (tmp_path / "list.txt").read_text() == "gone.mp4\t0\n"
-    report.write_text("")
+    report.unlink()
     for _ in range(2):
         assert check([str(tmp_path / "list.txt")]) == 1
     assert report.read_text().startswith(HEADER) and report.read_text().count("\n") == 2

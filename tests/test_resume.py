@@ -122,6 +122,14 @@ def test_a_kill_between_the_two_files_of_a_checkpoint_costs_nothing(
     assert_same_end(path, whole)
 
 
+def test_what_a_user_put_into_a_run_folder_stays(run: Path) -> None:
+    kept = [run / "checkpoints" / "best.state.pt", run / ".notes.12.tmp.txt", run / "checkpoints" / "copy.safetensors"]
+    for path in kept:
+        path.write_bytes(b"mine")
+    assert train(["--resume", str(run), "--stage=evaluate"]) == 0
+    assert all(path.read_bytes() == b"mine" for path in kept)
+
+
 def test_what_a_kill_left_is_removed_and_nothing_else(run: Path) -> None:
     checkpoints = run / "checkpoints"
     dead = [run / ".config.77.tmp.json", run / "..holder.7.tmp.json"]
@@ -220,6 +228,29 @@ def test_a_state_of_another_kind_is_told(content: Any, run: Path, capsys: pytest
         header = {"format": "pt", "mae_dfer": json.dumps(metadata)}
         save_file(tensors, file.with_name(file.name.replace(".state.pt", ".safetensors")), metadata=header)
     assert str(run) in error_of(["--resume", str(run)], capsys)
+
+
+def test_what_says_nothing_about_a_file_sets_none_aside(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(run))
+
+    before = sorted((run / "checkpoints").iterdir())
+    monkeypatch.setattr(run_module.torch, "load", fail)
+    assert "Stale file handle" in error_of(["--resume", str(run), "--finetune-epochs=3"], capsys)
+    assert sorted((run / "checkpoints").iterdir()) == before
+
+
+def test_two_checkpoints_with_each_others_names_are_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = weights(run, epoch=1), weights(run, epoch=2)
+    for one, other in ((first, second), (state(run, epoch=1), state(run, epoch=2))):
+        one.rename(run / "aside")
+        other.rename(one)
+        (run / "aside").rename(other)
+    error = error_of(["--resume", str(run)], capsys)
+    assert "it was given the name of another checkpoint" in error and "move them elsewhere" in error
+    assert first.exists() and second.exists()
 
 
 # -- full disks ------------------------------------------------------------------------------------------------------
@@ -324,6 +355,23 @@ def test_a_lock_is_released_for_the_next(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_moved_while_it_is_written_writes_no_second_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save = RunFolder.save
+
+    def move_first(self: RunFolder, stage: str, epoch: int, *rest: Any) -> None:
+        if epoch == 3:
+            run.rename(run.with_name("elsewhere"))
+            run.mkdir()
+        save(self, stage, epoch, *rest)
+
+    monkeypatch.setattr(RunFolder, "save", move_first)
+    error = error_of(["--resume", str(run), "--finetune-epochs=3"], capsys)
+    assert "was moved or removed while it was written" in error
+    assert not list(run.rglob("*.safetensors"))
+
+
 # -- numbers that are none -------------------------------------------------------------------------------------------
 
 
@@ -395,6 +443,27 @@ def test_a_training_set_of_which_nothing_can_be_read_is_told(
     assert "4 of 4 pre-training videos that were looked into cannot be read" in error_of(command, capsys)
     monkeypatch.setattr("mae_dfer.training.checks.check_containers", lambda samples: [])  # they break afterwards
     assert "no clip of this epoch could be read; see bad_files.txt" in error_of(command, capsys)
+
+
+def test_pretraining_that_diverged_in_its_last_step_is_no_result(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    options = ["--stage=pretrain", "--pretrain-warmup-epochs=0", "--pretrain-lr=1e30", "--epochs=1"]
+    command = ["--data", str(folder), "--output-dir", str(path), *SMALL, *options]
+    assert "its last steps diverged" in error_of(command, capsys) and not (path / "metrics.json").exists()
+
+
+def test_bad_files_of_all_stages_are_named(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set")
+    (folder / "pretrain.txt").write_text("pré.png\n" + "".join(f"train{index}.png\n" for index in range(4)))
+    (folder / "pré.png").write_bytes(b"not an image")
+    (folder / "train.txt").write_text((folder / "train.txt").read_text() + "late.png 0\n")
+    (folder / "late.png").write_bytes(b"not an image")
+    options = ["--epochs=1", "--batch-size=5", "--finetune-mixup=0", "--finetune-cutmix=0"]
+    assert train(["--data", str(folder), "--output-dir", str(tmp_path / "run"), *SMALL, *options]) == 0
+    named = (tmp_path / "run" / "bad_files.txt").read_text(encoding="utf-8").splitlines()
+    assert [Path(line.split("\t")[0]).name for line in named] == ["pré.png", "late.png"]
 
 
 # -- options that change ---------------------------------------------------------------------------------------------
@@ -501,6 +570,50 @@ def test_a_stage_is_not_trained_on_below_one_that_began_from_it(
     assert train(["--resume", str(run), "--stage=finetune", "--finetune-epochs=4"]) == 0
     later = json.loads((run / "metrics.json").read_text())
     assert later["finetune_init"] == figures["finetune_init"]
+
+
+def test_fine_tuning_is_set_aside_only_where_it_can_begin_again(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "later"
+    options = ["--stage=finetune", "--init-from", str(run), "--output-dir", str(later)]
+    assert train(["--data", str(folder), *SMALL, *options]) == 0
+    before = sorted(later.rglob("*.safetensors"))
+    run.rename(tmp_path / "moved")
+    for more in ([], ["--init-from", str(tmp_path / "moved"), "--depth=2"]):
+        error_of(["--resume", str(later), "--redo=finetune", *more], capsys)
+        assert sorted(later.rglob("*.safetensors")) == before
+    assert train(["--resume", str(later), "--redo=finetune", "--init-from", str(tmp_path / "moved")]) == 0
+
+
+def test_a_kill_after_setting_aside_leaves_the_settings_that_were_given(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mae_dfer.training.stages.finetune", kill)
+    assert train(["--resume", str(run), "--redo=finetune", "--finetune-epochs=3"]) == 130
+    monkeypatch.undo()
+    assert not (run / "metrics.json").exists()
+    assert train(["--resume", str(run)]) == 0
+    assert weights(run, epoch=3).exists()
+
+
+def test_randomness_and_labels_of_a_run_stay_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--seed=3", "--shuffle-labels"):
+        assert f"is trained with {option.split('=')[0]}" in error_of(["--resume", str(run), option], capsys)
+    assert train(["--resume", str(run), "--redo=finetune", "--seed=3"]) == 0
+    assert json.loads((run / "metrics.json").read_text())["seed"] == 3
+
+
+def test_the_scores_of_a_run_are_not_replaced_by_those_on_other_clips(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "metrics.json").read_bytes()
+    other = shutil.copytree(folder, tmp_path / "other")
+    error = error_of(["--resume", str(run), "--stage=evaluate", "--data", str(other)], capsys)
+    assert f"--init-from {run}" in error and (run / "metrics.json").read_bytes() == before
 
 
 def test_options_that_would_have_no_effect_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,7 +121,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is damaged or cut short ({reason}); download or copy it again") from None
     described = header.get(_DESCRIBED)

@@ -75,9 +75,9 @@ def _line(failure: Failure) -> str:
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a file is a report of this command; an empty one, as earlier versions wrote, passes for one."""
+    """Whether a file is a report of this command."""
     with path.open("rb") as file:
-        return file.read(len(HEADER)) in (HEADER.encode(), b"")
+        return file.read(len(HEADER)) == HEADER.encode()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,15 @@ class RunLock:
             Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
+    def check_place(self) -> None:
+        """Raises UserError where the folder was moved or removed: what is written to its old name is not in it."""
+        held = self._lock._context.lock_file_fd
+        with contextlib.suppress(OSError):
+            if held is None or os.path.samestat(os.fstat(held), os.stat(self._lock.lock_file)):
+                return
+        folder = Path(self._lock.lock_file).parent
+        raise UserError(f"{folder} was moved or removed while it was written; --resume goes on with it where it is now")
+
     def _read_holder(self) -> dict[str, Any]:
         try:
             holder = json.loads(self._holder.read_text())

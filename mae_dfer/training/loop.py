@@ -21,7 +21,6 @@ from ..checkpoint.report import first_few
 from ..cli import flag
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
-from ..files import write_atomically
 from ..models import VideoModel
 from .graphs import GraphedModel
 from .hardware import Hardware, has_fast_bf16
@@ -243,9 +242,7 @@ def _note_failures(position: Position, failures: Iterable[Any], config: TrainCon
         run.log("bad_file", path=path, reason=reason)
         if run.write:
             console.print(f"skipped {path}: {reason}", style="yellow")
-    if run.write:
-        text = "".join(f"{path}\t{reason}\n" for path, reason in position.bad_files.items())
-        write_atomically(run.path / "bad_files.txt", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    run.note_bad_files(fresh)
     if len(position.bad_files) > config.max_bad_files:
         raise UserError(
             f"{len(position.bad_files)} videos could not be read (named in {run.path / 'bad_files.txt'}); "

@@ -20,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -41,8 +41,11 @@ from .lock import RunLock
 from .progress import console
 
 _NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P<step>\d+))?\.safetensors")
-# Of write_atomically, and of the safetensors library.
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..*)?|\.tmp[A-Za-z0-9]{6}")
+# Of write_atomically for the files of a run, and of the safetensors library.
+_TEMPORARY = re.compile(
+    r"\.(config|metrics|predictions|bad_files|reconstruction|confusion_matrix|\.holder|"
+    r"(pretrain|finetune)-epoch-\d+(-step-\d+)?(\.state)?)\.\d+\.tmp(\.[a-z]+)?|\.tmp[A-Za-z0-9]{6}"
+)
 _STATE = {"position", "optimizers", "scaler"}
 _WRITTEN = (
     "checkpoints", "log.jsonl", "metrics.json", "predictions.csv", "bad_files.txt", "tensorboard", "reconstruction.png",
@@ -66,7 +69,7 @@ class Checkpoint:
 
     @property
     def is_whole(self) -> bool:
-        """Whether training can go on from it. Weights alone are of a save that a kill ended, or were kept alone."""
+        """Whether training can go on from it. Weights alone are of an earlier version, or their state was removed."""
         return self.state.is_file()
 
     def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
@@ -90,6 +93,7 @@ class RunFolder:
 
     Attributes:
         settings: what config.json is to say once something was done with them; None where it does already.
+        changed: the settings that are others than config.json says.
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
@@ -97,6 +101,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.write = write
         self.settings: TrainConfig | None = None
+        self.changed: list[str] = []
         self._curves: Curves | None = None
         self._lock: RunLock | None = None
         if write:
@@ -133,9 +138,8 @@ class RunFolder:
             # An evaluation takes settings from the classifier, and is no reason to change those of a run that trains.
             if (resume is None) == (config.stage == "evaluate"):
                 run.settings = config
-            if resume is not None and (changed := _compare(TrainConfig.load(path / "config.json"), config)):
-                run.say(f"settings that change from here on: {', '.join(changed)}")
-                run.log("settings", changed=changed)
+            if resume is not None:
+                run.changed = _compare(TrainConfig.load(path / "config.json"), config)
             return run
         except BaseException:
             for lock in held:
@@ -144,7 +148,8 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Removes what a kill has left: temporary files, and states whose weights were never written."""
-        leftovers = [path for path in self.checkpoints.glob("*.state.pt") if not _weights_beside(path).exists()]
+        states = (path for path in self.checkpoints.glob("*.state.pt") if _NAME.fullmatch(_weights_beside(path).name))
+        leftovers = [path for path in states if not _weights_beside(path).exists()]
         for folder in (self.path, self.checkpoints):
             leftovers += [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
         for path in leftovers:
@@ -184,6 +189,16 @@ class RunFolder:
                 if isinstance(value, (int, float)) and name not in ("step", "epoch"):
                     self._curves.add(f"{event}/{name}", value, values["step"])
 
+    def note_bad_files(self, reasons: dict[str, str]) -> None:
+        """Adds paths and reasons to bad_files.txt, which holds those of all stages."""
+        if not self.write:
+            return
+        path = self.path / "bad_files.txt"
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = dict.fromkeys([*before, *(f"{name}\t{reason}" for name, reason in reasons.items())])
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
     def say(self, text: str) -> None:
         """Prints what the user should know."""
         if self.write:
@@ -198,6 +213,29 @@ class RunFolder:
         if self.write and self.settings is not None:
             self.settings.save(self.path / "config.json")
             self.settings = None
+
+    @contextlib.contextmanager
+    def _settings_written(self) -> Iterator[None]:
+        """Has the settings in config.json, and takes them back where what follows fails.
+
+        So a kill may leave them ahead of the checkpoints, with which they are asked for again, but never behind.
+        """
+        before, pending = TrainConfig.load(self.path / "config.json") if self.settings else None, self.settings
+        self.save_settings()
+        try:
+            yield
+        except BaseException:
+            if before is not None:
+                self.settings = pending
+                with contextlib.suppress(OSError):
+                    before.save(self.path / "config.json")
+            raise
+
+    def tell_changes(self) -> None:
+        """Says which settings change, and records it."""
+        if self.changed:
+            self.say(f"settings that change from here on: {', '.join(self.changed)}")
+            self.log("settings", changed=self.changed)
 
     def list_checkpoints(self, stage: str) -> list[Checkpoint]:
         """Oldest first."""
@@ -220,17 +258,21 @@ class RunFolder:
     ) -> None:
         """Writes the trainer state, then the weights, with which the checkpoint exists; then drops the oldest ones.
 
+        Settings that change with it are in config.json before it is.
+
         Raises:
             OSError: they cannot be written, as where the disk is full. The checkpoints before are as they were.
         """
         if not self.write:
             return
+        if self._lock is not None:
+            self._lock.check_place()
         name = f"{stage}-epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
         checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
         write_atomically(checkpoint.state, lambda temporary: _save_state(state, temporary))
         place = {"stage": stage, "epoch": epoch, "step": step, "state_sha256": hash_file(checkpoint.state)}
-        save_weights(model, checkpoint.weights, metadata | place)
-        self.save_settings()
+        with self._settings_written():
+            save_weights(model, checkpoint.weights, metadata | place)
         for old in self.list_checkpoints(stage)[: -max(keep, 1)]:
             old.weights.unlink(missing_ok=True)
             old.state.unlink(missing_ok=True)
@@ -242,8 +284,8 @@ class RunFolder:
             results: whether to move the scores of the run with them.
         """
         # Weights last, since a state that a kill leaves without weights is removed.
-        files = [file for checkpoint in checkpoints for file in (checkpoint.state, checkpoint.weights)]
-        files += [self.path / name for name in _RESULTS if results]
+        files = [self.path / name for name in _RESULTS if results]
+        files += [file for checkpoint in checkpoints for file in (checkpoint.state, checkpoint.weights)]
         files = [file for file in files if file.exists()]
         if not files or not self.write:
             return
@@ -251,10 +293,10 @@ class RunFolder:
         while (folder := self.checkpoints / f"set-aside-{number}").exists():
             number += 1
         folder.mkdir()
-        for file in files:
-            file.rename(folder / file.name)
         names = [file.name for file in files]
         self.log("set_aside", reason=reason, folder=str(folder), files=names)
+        for file in files:
+            file.rename(folder / file.name)
         self.say(f"{reason}: set aside in {folder}: {', '.join(names)}")
 
     def load_latest(
@@ -269,9 +311,12 @@ class RunFolder:
         """
         listed = self.list_checkpoints(stage)
         damaged: list[Checkpoint] = []
+        reason = ""
         for checkpoint in reversed(listed):
             try:
                 found = checkpoint.load(device)
+            except (OSError, MemoryError, torch.OutOfMemoryError):  # which say nothing about the file
+                raise
             except Exception as error:  # torch.load raises many kinds for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 self.say(f"checkpoint {checkpoint.weights.name} cannot be resumed ({reason})")
@@ -282,7 +327,8 @@ class RunFolder:
                 return found
         if listed:
             raise UserError(
-                f"{self.checkpoints}: none of its {stage} checkpoints can be read; delete them to begin the stage anew"
+                f"{self.checkpoints}: none of its {stage} checkpoints can be read ({reason}); "
+                "move them elsewhere to train the stage from its beginning"
             )
         return None
 

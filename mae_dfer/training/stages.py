@@ -12,6 +12,7 @@ import torch
 
 from mae_dfer_kernels import backends
 
+from ..checkpoint import check_sizes
 from ..cli import flag
 from ..config import TrainConfig
 from ..data import DatasetFolder
@@ -22,7 +23,7 @@ from ..models.memory import tell_exhaustion
 from ..notes import keep_quiet, print_note
 from ..recipes import load_recipe
 from . import pictures, provenance
-from .checks import check_description, check_inputs
+from .checks import check_description, check_inputs, configure_classifier, stages
 from .evaluate import evaluate
 from .failures import explained
 from .finetune import FinetuneTask
@@ -91,6 +92,7 @@ def run_stages(
     code = provenance.describe_code() if hardware.is_main else {}  # now: the checkout may change before the end
     say(f"run folder {run.path} · device {hardware.describe()} · attention: {backend}")
     hardware.decide(lambda: prepare(config, run, given))
+    run.tell_changes()
     tell_short_stages(config, run)
     results: dict[str, Any] = {
         "uar": None,
@@ -169,27 +171,31 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
     Raises:
         UserError: an option that would have no effect; a stage that would be trained on although another began from it.
     """
-    stages = {"evaluate": (), "all": ("pretrain", "finetune")}.get(config.stage, (config.stage,))
     redo = "redo" in given
     whole = {name: [one for one in run.list_checkpoints(name) if one.is_whole] for name in ("pretrain", "finetune")}
     if redo:
         whole["finetune"] = []
-    first = stages[0] if stages else "finetune"
+    first = stages(config)[0] if stages(config) else "finetune"
     if "init_from" in given and whole[first]:
         raise UserError(
             f"{run.path} has {first} checkpoints to go on from, so --init-from would have no effect; "
             "leave it out, or start a new run with it"
         )
     done = whole["pretrain"][-1].epoch if whole["pretrain"] else 0
-    if "pretrain" in stages and whole["finetune"] and done < config.pretrain.epochs:
+    if "pretrain" in stages(config) and whole["finetune"] and done < config.pretrain.epochs:
         raise UserError(
             f"{run.path}: {done} of now {config.pretrain.epochs} epochs of pre-training are done, and its "
             "classifier began without the rest; --redo finetune pre-trains on and fine-tunes from the start, "
             "--stage finetune goes on with the classifier as it is"
         )
     if redo:
+        if config.stage == "finetune":  # else from the run's own pre-training, which goes on first
+            source = run.path if whole["pretrain"] and "init_from" not in given else config.init_from
+            if source is not None:
+                check_sizes(configure_classifier(config), find_weights(source), config.weights)
+        run.save_settings()  # else a kill that comes now would resume with those before
         run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
-    for name in stages:
+    for name in stages(config):
         unfinished = [one for one in run.list_checkpoints(name) if not one.is_whole]
         run.set_aside(unfinished, f"weights of {name} without a trainer state, so never finished")
         if unfinished and not whole[name]:
