@@ -320,30 +320,34 @@ class VideoFile(Video):
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
         if not self._timed and not self._kept and (frames := self._after_seek(indices)) is not None:
             return frames
+        found = dict(self._decode_each(indices))
+        if len(found) < len(indices):
+            lost = len(indices) - len(found)
+            raise VideoError(self.path, f"{lost} of {len(indices)} frames could not be decoded: the file is damaged")
+        return [found[index] for index in indices]
+
+    def _decode_each(self, indices: list[int]) -> Iterator[tuple[int, Frames]]:
         # What tells a frame from the others: its timestamp, or its place among them.
         keys = [cast(int, self._stamps[i]) for i in indices] if self._timed else indices
-        wanted = set(keys)
+        wanted = dict(zip(keys, indices, strict=True))
         numbered: Iterable[tuple[int | None, VideoFrame]]
         if self._timed:
-            numbered = ((frame.pts, frame) for frame in self._frames_for(wanted))
+            numbered = ((frame.pts, frame) for frame in self._frames_for(set(wanted)))
         else:
             numbered = enumerate(self._kept or self._frames_from_start())
-        found: dict[int | None, Frames] = {}
-        latest = -(2**63)
+        left, latest = len(wanted), -(2**63)
         for key, frame in numbered:
             if self._timed and key is not None and latest > key:  # as where files were joined
                 self._timed = False
                 self._index_frames()
-                return self._decode(indices, size)
+                yield from self._decode_each(indices)
+                return
             latest = latest if key is None else key
             if key in wanted:
-                found[key] = self._rgb(frame)
-                if len(found) == len(wanted):
-                    break
-        if len(found) < len(wanted):
-            lost = len(wanted) - len(found)
-            raise VideoError(self.path, f"{lost} of {len(wanted)} frames could not be decoded: the file is damaged")
-        return [found[key] for key in keys]
+                yield wanted[key], self._rgb(frame)
+                left -= 1
+                if left == 0:
+                    return
 
     # Pixels.
 
