@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -62,13 +62,13 @@ class FaceDetector:
         height, width = frame.shape[:2]
         factor = min(1.0, self._longest_side / max(height, width))
         size = max(round(width * factor), 1), max(round(height * factor), 1)
-        picture = np.ascontiguousarray(frame)
+        picture: Any = np.ascontiguousarray(frame)
         if size != (width, height):
-            picture = cast(Frames, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         if size != self._size:
             self._network.setInputSize(size)
             self._size = size
-        _, found = self._network.detect(np.ascontiguousarray(picture[..., ::-1]))
+        _, found = self._network.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
         faces = np.zeros((0, 15)) if found is None else np.asarray(found, dtype=np.float64)
         faces = faces[np.argsort(-faces[:, 2] * faces[:, 3], kind="stable")]
         corners = np.hstack([faces[:, :2], faces[:, :2] + faces[:, 2:4]])
