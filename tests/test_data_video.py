@@ -1,5 +1,6 @@
 """Reading frames: order, exact seeking, rotation, and files that are not what they seem."""
 
+import gc
 import pickle
 import struct
 
@@ -79,6 +80,19 @@ def test_a_stream_gives_the_same_frames_one_by_one(tmp_path, monkeypatch, suffix
         np.testing.assert_array_equal(next(video.stream()), video.get([0])[0])
         with pytest.raises(IndexError, match="0 … 50 asked of 50"):
             next(video.stream(range(FRAMES + 1)))
+
+
+def test_a_stream_keeps_few_frames_in_memory(tmp_path):
+    path = write_video(tmp_path / "v.mp4")
+    gc.collect()
+    gc.disable()  # it comes too late for large frames
+    try:
+        with open_video(path) as video:
+            assert sum(1 for _ in video.stream()) == FRAMES
+            alive = sum(type(one) is av.VideoFrame for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive < 12
 
 
 def test_a_stream_ends_with_an_error_where_a_frame_is_lost(tmp_path):

@@ -57,6 +57,8 @@ class VideoFile(Video):
         self.path = path
         self._square_pixels = square_pixels
         self._graphs: dict[tuple[object, ...], av.filter.Graph] = {}
+        # By rotation, which PyAV tells without their side data: a frame and those keep each other in memory.
+        self._matrices: dict[float, np.ndarray | None] = {}
         try:
             self._open()
             if (truncation := self._truncation()) is not None:
@@ -363,7 +365,10 @@ class VideoFile(Video):
         converted = self._convert(frame, (max(round(size[0] * self._pixel_aspect), 1), size[1]))
         plane = converted.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
-        return _upright(rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3), frame)
+        picture = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
+        if frame.rotation not in self._matrices:
+            self._matrices[frame.rotation] = display_matrix(frame)
+        return _upright(picture, self._matrices[frame.rotation])
 
     def _convert(self, frame: VideoFrame, size: tuple[int, int]) -> VideoFrame:
         """To RGB and (width, height), by the filters that FFmpeg's tool would take."""
@@ -406,13 +411,12 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     found = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
     if found is None:
         return None
-    matrix = np.frombuffer(memoryview(found), np.int32).reshape(3, 3)[:2, :2]
+    matrix = np.frombuffer(bytes(memoryview(found)), np.int32).reshape(3, 3)[:2, :2]
     return None if matrix[0, 0] > 0 and matrix[1, 1] > 0 and not matrix[0, 1] and not matrix[1, 0] else matrix
 
 
-def _upright(picture: Frames, frame: VideoFrame) -> Frames:
-    """Turned and mirrored as its display matrix says, to the nearest quarter turn; phones store portraits sideways."""
-    matrix = display_matrix(frame)
+def _upright(picture: Frames, matrix: np.ndarray | None) -> Frames:
+    """Turned and mirrored as the display matrix says, to the nearest quarter turn; phones store portraits sideways."""
     if matrix is None:
         return picture
     sizes = abs(matrix.astype(np.int64))
