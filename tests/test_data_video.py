@@ -1,5 +1,6 @@
 """Reading frames: order, exact seeking, rotation, and files that are not what they seem."""
 
+import gc
 import pickle
 import struct
 
@@ -63,6 +64,46 @@ def test_every_index_gives_its_own_frame(tmp_path, monkeypatch, suffix, codec, b
         assert video.fps == pytest.approx(25)
     for indices in ([0], [49], [13], [11, 12, 13, 14], [40, 7, 7, 25], list(range(1, 50, 3))):
         np.testing.assert_allclose(read_greys(path, indices), [grey(i) for i in indices], atol=1.9)
+
+
+@pytest.mark.parametrize(("suffix", "codec", "b_frames"), CONTAINERS)
+@pytest.mark.parametrize("keep_bytes", [None, 0], ids=["kept", "decoded-again"])
+def test_a_stream_gives_the_same_frames_one_by_one(tmp_path, monkeypatch, suffix, codec, b_frames, keep_bytes):
+    if keep_bytes is not None:
+        monkeypatch.setattr(video_file, "_KEEP_BYTES", keep_bytes)
+    with open_video(write_video(tmp_path / f"v.{suffix}", codec=codec, b_frames=b_frames)) as video:
+        for indices in (range(FRAMES), range(20, 41), [5, 13, 30], []):
+            streamed = list(video.stream(indices))
+            assert len(streamed) == len(indices)
+            for frame, expected in zip(streamed, video.get(indices) if indices else (), strict=True):
+                np.testing.assert_array_equal(frame, expected)
+        np.testing.assert_array_equal(next(video.stream()), video.get([0])[0])
+        with pytest.raises(IndexError, match="0 … 50 asked of 50"):
+            next(video.stream(range(FRAMES + 1)))
+
+
+def test_a_stream_keeps_few_frames_in_memory(tmp_path):
+    path = write_video(tmp_path / "v.mp4")
+    gc.collect()
+    gc.disable()  # it comes too late for large frames
+    try:
+        with open_video(path) as video:
+            assert sum(1 for _ in video.stream()) == FRAMES
+            alive = sum(type(one) is av.VideoFrame for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive < 12
+
+
+def test_a_stream_ends_with_an_error_where_a_frame_is_lost(tmp_path):
+    path = write_video(tmp_path / "v.mp4", b_frames=0)
+    with open_video(path) as video:
+        video._stamps[20] += 1  # as if no packet gave this frame
+        frames = video.stream()
+        for index in range(20):
+            np.testing.assert_allclose(next(frames)[20:].mean(), grey(index), atol=1.9)
+        with pytest.raises(VideoError, match=r"v\.mp4: 1 of 1 frames could not be decoded: the file is damaged"):
+            next(frames)
 
 
 def test_one_open_video_serves_many_requests(tmp_path):

@@ -118,6 +118,8 @@ def test_timestamps_that_contradict_the_order_of_frames_are_not_believed(tmp_pat
             out.mux(packet)
     with open_video(path, decoder=decoder) as video:
         np.testing.assert_array_equal(video.get(range(60)), decode_in_order(path))
+    with open_video(path, decoder=decoder) as video:
+        np.testing.assert_array_equal(np.stack(list(video.stream())), decode_in_order(path))
     assert_same_frames(path, decode_in_order(path), decoder=decoder)
 
 

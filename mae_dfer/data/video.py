@@ -107,6 +107,33 @@ class Video:
             frames = self._decode([int(i) for i in unique], size)
         return np.stack([frames[i] for i in inverse])
 
+    def stream(self, indices: Sequence[int] | None = None) -> Iterator[Frames]:
+        """Frames at ascending ``indices``, by default all, one at a time -> uint8 (H, W, 3), RGB.
+
+        They are decoded in one pass and in the memory of a few frames. Until it ends, nothing else may be read.
+
+        Raises: VideoError when a frame cannot be decoded; IndexError for an index outside the video.
+        """
+        wanted = list(range(self.num_frames) if indices is None else indices)
+        if wanted and (wanted[0] < 0 or wanted[-1] >= self.num_frames):
+            raise IndexError(f"{self.path}: frames {wanted[0]} … {wanted[-1]} asked of {self.num_frames}")
+        at = 0
+        while at < len(wanted):
+            with as_video_error(self.path):
+                for index, frame in self._decode_each(wanted[at:]):
+                    if index != wanted[at]:
+                        break
+                    at += 1
+                    yield frame
+            if at < len(wanted):  # a frame is lost, which this says, or timestamps mislead, which this learns
+                at += 1
+                yield self.get(wanted[at - 1 : at])[0]
+
+    def _decode_each(self, indices: list[int]) -> Iterator[tuple[int, Frames]]:
+        """Those of the frames at ascending ``indices`` that can be decoded, with their indices."""
+        for index in indices:
+            yield index, self._decode([index], None)[0]
+
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
         """Frames at ascending ``indices``, all of one size."""
         raise NotImplementedError

@@ -57,6 +57,8 @@ class VideoFile(Video):
         self.path = path
         self._square_pixels = square_pixels
         self._graphs: dict[tuple[object, ...], av.filter.Graph] = {}
+        # By rotation, which PyAV tells without their side data: a frame and those keep each other in memory.
+        self._matrices: dict[float, np.ndarray | None] = {}
         try:
             self._open()
             if (truncation := self._truncation()) is not None:
@@ -320,30 +322,34 @@ class VideoFile(Video):
     def _decode(self, indices: list[int], size: tuple[int, int] | None) -> list[Frames]:
         if not self._timed and not self._kept and (frames := self._after_seek(indices)) is not None:
             return frames
+        found = dict(self._decode_each(indices))
+        if len(found) < len(indices):
+            lost = len(indices) - len(found)
+            raise VideoError(self.path, f"{lost} of {len(indices)} frames could not be decoded: the file is damaged")
+        return [found[index] for index in indices]
+
+    def _decode_each(self, indices: list[int]) -> Iterator[tuple[int, Frames]]:
         # What tells a frame from the others: its timestamp, or its place among them.
         keys = [cast(int, self._stamps[i]) for i in indices] if self._timed else indices
-        wanted = set(keys)
+        wanted = dict(zip(keys, indices, strict=True))
         numbered: Iterable[tuple[int | None, VideoFrame]]
         if self._timed:
-            numbered = ((frame.pts, frame) for frame in self._frames_for(wanted))
+            numbered = ((frame.pts, frame) for frame in self._frames_for(set(wanted)))
         else:
             numbered = enumerate(self._kept or self._frames_from_start())
-        found: dict[int | None, Frames] = {}
-        latest = -(2**63)
+        left, latest = len(wanted), -(2**63)
         for key, frame in numbered:
             if self._timed and key is not None and latest > key:  # as where files were joined
                 self._timed = False
                 self._index_frames()
-                return self._decode(indices, size)
+                yield from self._decode_each(indices)
+                return
             latest = latest if key is None else key
             if key in wanted:
-                found[key] = self._rgb(frame)
-                if len(found) == len(wanted):
-                    break
-        if len(found) < len(wanted):
-            lost = len(wanted) - len(found)
-            raise VideoError(self.path, f"{lost} of {len(wanted)} frames could not be decoded: the file is damaged")
-        return [found[key] for key in keys]
+                yield wanted[key], self._rgb(frame)
+                left -= 1
+                if left == 0:
+                    return
 
     # Pixels.
 
@@ -359,7 +365,10 @@ class VideoFile(Video):
         converted = self._convert(frame, (max(round(size[0] * self._pixel_aspect), 1), size[1]))
         plane = converted.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(converted.height, plane.line_size)
-        return _upright(rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3), frame)
+        picture = rows[:, : converted.width * 3].reshape(converted.height, converted.width, 3)
+        if frame.rotation not in self._matrices:
+            self._matrices[frame.rotation] = display_matrix(frame)
+        return _upright(picture, self._matrices[frame.rotation])
 
     def _convert(self, frame: VideoFrame, size: tuple[int, int]) -> VideoFrame:
         """To RGB and (width, height), by the filters that FFmpeg's tool would take."""
@@ -402,13 +411,12 @@ def display_matrix(frame: VideoFrame) -> np.ndarray | None:
     found = cast(Any, frame.side_data).get(SideData.DISPLAYMATRIX)
     if found is None:
         return None
-    matrix = np.frombuffer(memoryview(found), np.int32).reshape(3, 3)[:2, :2]
+    matrix = np.frombuffer(bytes(memoryview(found)), np.int32).reshape(3, 3)[:2, :2]
     return None if matrix[0, 0] > 0 and matrix[1, 1] > 0 and not matrix[0, 1] and not matrix[1, 0] else matrix
 
 
-def _upright(picture: Frames, frame: VideoFrame) -> Frames:
-    """Turned and mirrored as its display matrix says, to the nearest quarter turn; phones store portraits sideways."""
-    matrix = display_matrix(frame)
+def _upright(picture: Frames, matrix: np.ndarray | None) -> Frames:
+    """Turned and mirrored as the display matrix says, to the nearest quarter turn; phones store portraits sideways."""
     if matrix is None:
         return picture
     sizes = abs(matrix.astype(np.int64))
