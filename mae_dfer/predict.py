@@ -23,8 +23,8 @@ from .data.video import video_error
 from .errors import UserError
 from .files import check_writable, write_atomically
 from .prediction import UNTOLD, Window, load, predict_clip
+from .training.checkpoints import find_weights
 from .training.progress import console, stage_bar
-from .training.run import find_weights
 
 __all__ = ["Window", "main", "predict_clip", "write_csv"]
 

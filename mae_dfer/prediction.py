@@ -24,8 +24,8 @@ from .models import VideoClassifier, VideoModel
 from .models.config import unknown
 from .notes import print_note
 from .settings_check import check_settings
+from .training.checkpoints import find_weights
 from .training.hardware import find_device
-from .training.run import find_weights
 from .training.weights import load_classifier
 
 # Settings that the tensors of a published checkpoint do not tell.

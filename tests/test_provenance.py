@@ -16,8 +16,8 @@ from test_train_refusals import SMALL, make_set
 from mae_dfer import __version__
 from mae_dfer.data.lists import Sample, hash_samples
 from mae_dfer.train import main as train
+from mae_dfer.training.checkpoints import hash_file
 from mae_dfer.training.provenance import describe_decoder, find_commit
-from mae_dfer.training.run import hash_file
 
 
 def origin(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from test_train_refusals import SMALL, make_set
 from mae_dfer.checkpoint import load_weights, save_weights
 from mae_dfer.predict import main as predict
 from mae_dfer.train import main as train
-from mae_dfer.training import run as run_module
+from mae_dfer.training.checkpoints import hash_file
 from mae_dfer.training.lock import RunLock
 from mae_dfer.training.optim import Optimizers
 from mae_dfer.training.run import RunFolder
@@ -237,7 +237,7 @@ def test_what_says_nothing_about_a_file_sets_none_aside(
         raise OSError(errno.ESTALE, "Stale file handle", str(run))
 
     before = sorted((run / "checkpoints").iterdir())
-    monkeypatch.setattr(run_module.torch, "load", fail)
+    monkeypatch.setattr(torch, "load", fail)
     assert "Stale file handle" in error_of(["--resume", str(run), "--finetune-epochs=3"], capsys)
     assert sorted((run / "checkpoints").iterdir()) == before
 
@@ -565,7 +565,7 @@ def test_a_stage_is_not_trained_on_below_one_that_began_from_it(
     figures = json.loads((run / "metrics.json").read_text())
     assert figures["pretrain_init"] is None
     assert figures["finetune_init"]["path"] == str(weights(run, "pretrain", 3))
-    assert figures["finetune_init"]["sha256"] == run_module.hash_file(weights(run, "pretrain", 3))
+    assert figures["finetune_init"]["sha256"] == hash_file(weights(run, "pretrain", 3))
     assert figures["checkpoint"] == str(weights(run, epoch=3)) and settings(run)["pretrain"]["epochs"] == 3
     assert train(["--resume", str(run), "--stage=finetune", "--finetune-epochs=4"]) == 0
     later = json.loads((run / "metrics.json").read_text())

@@ -20,8 +20,8 @@ from ..config import TrainConfig
 from ..data import ClipConfig, DatasetFolder
 from ..data.lists import hash_samples
 from ..recipes import flatten
+from .checkpoints import hash_file
 from .hardware import Hardware
-from .run import hash_file
 
 # Settings that say where and how a run is computed, and not what comes out of it.
 _OF_THE_PLACE = (

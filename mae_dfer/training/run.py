@@ -14,78 +14,41 @@ runs/<name>/
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint import load_weights, save_weights
+from ..checkpoint import save_weights
 from ..config import TrainConfig
 from ..data.prepared import find_folds
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
+from .checkpoints import Checkpoint, hash_file, is_checkpoint, list_checkpoints, save_state, weights_beside
 from .curves import Curves
 from .failures import explained
 from .hardware import Hardware
 from .lock import RunLock
 from .progress import console
 
-_NAME = re.compile(r"(?P<stage>pretrain|finetune)-epoch-(?P<epoch>\d+)(-step-(?P<step>\d+))?\.safetensors")
 # Of write_atomically for the files of a run, and of the safetensors library.
 _TEMPORARY = re.compile(
     r"\.(config|metrics|predictions|bad_files|reconstruction|confusion_matrix|\.holder|"
     r"(pretrain|finetune)-epoch-\d+(-step-\d+)?(\.state)?)\.\d+\.tmp(\.[a-z]+)?|\.tmp[A-Za-z0-9]{6}"
 )
-_STATE = {"position", "optimizers", "scaler"}
 _WRITTEN = (
     "checkpoints", "log.jsonl", "metrics.json", "predictions.csv", "bad_files.txt", "tensorboard", "reconstruction.png",
     "confusion_matrix.png",
 )  # fmt: skip
 _RESULTS = ("metrics.json", "predictions.csv", "confusion_matrix.png")
-
-
-@dataclass
-class Checkpoint:
-    """Weights of a stage after ``epoch`` whole epochs and ``step`` steps of the next."""
-
-    stage: str
-    epoch: int
-    step: int
-    weights: Path
-
-    @property
-    def state(self) -> Path:
-        return self.weights.with_name(self.weights.name.removesuffix(".safetensors") + ".state.pt")
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether training can go on from it. Weights alone are of an earlier version, or their state was removed."""
-        return self.state.is_file()
-
-    def load(self, device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
-        """Weights on the CPU, trainer state on ``device``, and metadata.
-
-        Raises:
-            Exception: of many kinds, where one of the two files is damaged, or of another checkpoint than the other.
-        """
-        weights, metadata = load_checkpoint(self.weights)
-        # Checkpoints of earlier versions have no checksum.
-        if "state_sha256" in metadata and metadata["state_sha256"] != hash_file(self.state):
-            raise UserError(f"{self.state.name} is damaged, or of another checkpoint")
-        state = torch.load(self.state, map_location=device, weights_only=True)
-        if not isinstance(state, dict) or not state.keys() >= _STATE:
-            raise UserError(f"{self.state.name} holds no trainer state")
-        return weights, state, metadata
 
 
 class RunFolder:
@@ -148,8 +111,8 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Removes what a kill has left: temporary files, and states whose weights were never written."""
-        states = (path for path in self.checkpoints.glob("*.state.pt") if _NAME.fullmatch(_weights_beside(path).name))
-        leftovers = [path for path in states if not _weights_beside(path).exists()]
+        states = (path for path in self.checkpoints.glob("*.state.pt") if is_checkpoint(weights_beside(path)))
+        leftovers = [path for path in states if not weights_beside(path).exists()]
         for folder in (self.path, self.checkpoints):
             leftovers += [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
         for path in leftovers:
@@ -239,12 +202,7 @@ class RunFolder:
 
     def list_checkpoints(self, stage: str) -> list[Checkpoint]:
         """Oldest first."""
-        found = []
-        for path in self.checkpoints.glob(f"{stage}-*.safetensors") if self.checkpoints.is_dir() else ():
-            match = _NAME.fullmatch(path.name)
-            if match:
-                found.append(Checkpoint(stage, int(match["epoch"]), int(match["step"] or 0), path))
-        return sorted(found, key=lambda checkpoint: (checkpoint.epoch, checkpoint.step))
+        return list_checkpoints(self.path, stage)
 
     def save(
         self,
@@ -269,7 +227,7 @@ class RunFolder:
             self._lock.check_place()
         name = f"{stage}-epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
         checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
-        write_atomically(checkpoint.state, lambda temporary: _save_state(state, temporary))
+        write_atomically(checkpoint.state, lambda temporary: save_state(state, temporary))
         place = {"stage": stage, "epoch": epoch, "step": step, "state_sha256": hash_file(checkpoint.state)}
         with self._settings_written():
             save_weights(model, checkpoint.weights, metadata | place)
@@ -385,75 +343,3 @@ def _new_name(settings: str) -> str:
     name = f"runs/{settings}-{datetime.now():%Y%m%d-%H%M%S}"
     others = (f"{name}-{number}" for number in itertools.count(2))
     return next(one for one in itertools.chain([name], others) if not Path(one).exists())
-
-
-def _weights_beside(state: Path) -> Path:
-    return state.with_name(state.name.removesuffix(".state.pt") + ".safetensors")
-
-
-def _save_state(state: dict[str, Any], path: Path) -> None:
-    try:
-        # Into an open file: given a path, torch.save does not say why it cannot write.
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal, as the tool ``sha256sum`` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """``load_weights`` for a file that may be of a run: then it must hold the weights that its name says.
-
-    Raises:
-        UserError: a file that ``load_weights`` refuses, or the weights of another stage, epoch or step.
-    """
-    weights, metadata = load_weights(path)
-    if match := _NAME.fullmatch(path.name):
-        named = {"stage": match["stage"], "epoch": int(match["epoch"]), "step": int(match["step"] or 0)}
-        held = {name: metadata.get(name, value) for name, value in named.items()}
-        if held != named:
-            raise UserError(
-                f"{path} holds the weights of {held['stage']} epoch {held['epoch']}, step {held['step']}: "
-                "it was given the name of another checkpoint; give it its own"
-            )
-    return weights, metadata
-
-
-def find_weights(path: Path | str, stages: tuple[str, ...] = ("finetune", "pretrain")) -> Path:
-    """The weights that a run folder or file name stands for: the newest of the first stage that has any.
-
-    Raises:
-        UserError: nothing there, a folder without such weights, or the trainer's state instead of the weights.
-    """
-    path = Path(path)
-    if path.is_file():
-        weights = _weights_beside(path)
-        if path.name.endswith(".state.pt") and weights.is_file():
-            raise UserError(f"{path} is the optimiser's state; the weights are in {weights}")
-        if (path.parent / "checkpoints").is_dir() and path.suffix in (".json", ".jsonl", ".csv", ".png", ".txt"):
-            raise UserError(f"{path} holds no weights; give the run folder itself, {path.parent}")
-        return path
-    if not path.exists():
-        raise UserError(f"{path}: no such file or run folder")
-    if path.name == "checkpoints" and not (path / "checkpoints").exists():
-        raise UserError(f"{path} lies in a run folder; give that one, {path.parent}")
-    run = RunFolder(path, write=False)
-    for stage in stages:
-        found = run.list_checkpoints(stage)
-        if found:
-            return found[-1].weights
-    if run.list_checkpoints("pretrain"):
-        raise UserError(
-            f"{path} holds pre-training checkpoints alone; "
-            "fine-tune from it first: python -m mae_dfer.train --stage finetune --init-from it --data FOLDER"
-        )
-    raise UserError(
-        f"{path}: no {' or '.join(stages)} checkpoint in it; a run folder holds checkpoints/*.safetensors"
-    )

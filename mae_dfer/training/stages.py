@@ -23,6 +23,7 @@ from ..models.memory import tell_exhaustion
 from ..notes import keep_quiet, print_note
 from ..recipes import load_recipe
 from . import pictures, provenance
+from .checkpoints import find_weights
 from .checks import check_description, check_inputs, configure_classifier, stages
 from .evaluate import evaluate
 from .failures import explained
@@ -32,7 +33,7 @@ from .inputs import clip_config
 from .loop import FREE, fit, spell
 from .pretrain import PretrainTask
 from .progress import console
-from .run import RunFolder, find_weights
+from .run import RunFolder
 from .weights import load_classifier, start_from
 
 

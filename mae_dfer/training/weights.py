@@ -24,9 +24,10 @@ from ..config import TrainConfig
 from ..data.sets import CLASSES
 from ..errors import UserError
 from ..models import VideoClassifier, VideoModel
+from .checkpoints import find_weights, hash_file, load_checkpoint
 from .finetune import build_classifier
 from .progress import console
-from .run import RunFolder, find_weights, hash_file, load_checkpoint
+from .run import RunFolder
 
 _HEAD = ("head.weight", "head.bias")  # our names, and the published ones
 
