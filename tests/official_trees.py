@@ -276,7 +276,7 @@ def drop_class(path, label):
 
 
 def write_from_another_machine(path, prefix="/mnt/data1/DFEW/Clip/jpg_256/"):
-    """Gives the clips of a list with commas the absolute paths they had elsewhere; Windows paths where prefix is one."""
+    """Gives the clips of a list with commas the absolute paths that they had on another machine."""
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(prefix + line for line in lines)]) + "\n")
 

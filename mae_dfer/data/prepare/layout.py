@@ -85,6 +85,11 @@ class Wrong:
         """Notes something that is no fault."""
         self._notes.append(Finding(text, False, tuple(examples[:_EXAMPLES])))
 
+    def count(self, what: str, found: Sequence[str]) -> None:
+        """Notes how many clips are of a kind, if there are any."""
+        if found:
+            self.note(f"{what}: {len(found):,}", found)
+
     def add(self, where: str, what: str, *, is_fault: bool = True) -> None:
         """Notes one case: ``where`` is a path, or a line of a list ("set_1.csv:12"), and ``what`` its kind."""
         kind = (what, is_fault)

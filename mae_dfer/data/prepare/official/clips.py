@@ -58,7 +58,7 @@ def choose_form(title: str, forms: Sequence[Form], asked: str | None, root: Path
     known = "; ".join(f"{form.name} ({form.text})" for form in forms)
     if not there:
         raise UserError(f"{root} has no clips of {title}; it must hold a folder of one of these names: {known}")
-    chosen = {folder: form for folder, form in there.items() if asked is None or form.name.lower() == asked.lower()}
+    chosen = {folder: form for folder, form in there.items() if asked is None or _is_called(form, asked)}
     if not chosen:
         held = ", ".join(form.name for form in there.values())
         raise UserError(f"there are no clips {asked} of {title}, only {held}; --clips takes one of these: {known}")
@@ -66,6 +66,10 @@ def choose_form(title: str, forms: Sequence[Form], asked: str | None, root: Path
         raise UserError(f"{title} has several forms of its clips; choose one with --clips: {_describe(there.values())}")
     ((folder, form),) = chosen.items()
     return form, folder
+
+
+def _is_called(form: Form, name: str) -> bool:
+    return name.lower() in [known.split("/")[-1].lower() for known in (form.name, *form.folders)]
 
 
 def _describe(forms: Iterable[Form]) -> str:

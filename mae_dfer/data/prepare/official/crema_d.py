@@ -42,10 +42,8 @@ def _entries(paths: list[str], wrong: Wrong) -> list[Entry]:
         else:
             label = EMOTIONS.index(match["emotion"])
             entries[name] = Entry(path, label, _splits(match["actor"]), match["actor"])
-    if odd:
-        wrong.note(f"{len(odd):,} clips are of no actor or emotion of the set, and are left out", odd)
-    if twice:
-        wrong.note(f"{len(twice):,} clips are there a second time, with another suffix, and are left out", twice)
+    wrong.count("clips left out because their names are of no emotion or actor of the set", odd)
+    wrong.count("clips left out because they are there twice", twice)
     return [entries[name] for name in sorted(entries)]
 
 

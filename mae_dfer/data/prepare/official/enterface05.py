@@ -57,12 +57,11 @@ def _entries(paths: list[str], wrong: Wrong) -> list[Entry]:
             splits = tuple(TEST if fold == held_out else TRAIN for fold in range(len(TESTED)))
             entries[subject, emotion, sentence] = Entry(path, EMOTIONS.index(emotion), splits, subject)
     for what, found in {
-        "clips of subject 6 are left out, as in the published lists": six,
-        "clips are of no subject of the set (1 … 44), and are left out": odd,
-        "clips are of a sentence that is there already, and are left out": twice,
+        "clips of subject 6 left out, as in the published lists": six,
+        "clips left out because they are of no subject of the set (1 … 44)": odd,
+        "clips left out because another clip is of the same sentence": twice,
     }.items():
-        if found:
-            wrong.note(f"{len(found):,} {what}", found)
+        wrong.count(what, found)
     return sorted(entries.values(), key=lambda entry: entry.path)
 
 

@@ -105,9 +105,7 @@ def read_entries(
     if not entries:
         first = wrong.findings()[0].text
         raise UserError(f"the lists in {folder} name no clip that can be taken; {first}")
-    unlisted = sorted({*clips.values()} - {entry.path for entry in entries})
-    if unlisted:
-        wrong.note(f"{len(unlisted):,} clips are in no list, and are left out", unlisted)
+    wrong.count("clips left out because no list names them", sorted({*clips.values()} - {e.path for e in entries}))
     return entries
 
 

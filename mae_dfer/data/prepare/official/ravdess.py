@@ -54,15 +54,14 @@ def _entries(paths: list[str], wrong: Wrong) -> list[Entry]:
     with_sound = [take["01"] for take in takes.values() if "02" not in take]
     spare = [take["01"] for take in takes.values() if len(take) > 1]
     for what, found in {
-        "clips have no name of the set's form, and are left out": odd,
-        "clips are songs, and are left out": songs,
-        "clips are sound alone, and are left out": sounds,
-        "clips are there a second time, and are left out": twice,
-        "clips with sound (01-…) are left out, whose pictures are those of 02-…": spare,
-        "clips are taken with sound (01-…), where there are none without (02-…)": with_sound,
+        "clips left out because their names are of no emotion or actor of the set": odd,
+        "clips left out because they are songs": songs,
+        "clips left out because they are sound alone": sounds,
+        "clips left out because they are there twice": twice,
+        "clips with sound (01-…) left out because they are there without (02-…)": spare,
+        "clips taken with sound (01-…) because they are not there without (02-…)": with_sound,
     }.items():
-        if found:
-            wrong.note(f"{len(found):,} {what}", found)
+        wrong.count(what, found)
     return [_entry(path) for path in sorted(silent + with_sound)]
 
 
