@@ -57,13 +57,13 @@ def write_clip(path, label, seed, frames=6, size=(SIZE, SIZE)):
 
 # --- DFEW ------------------------------------------------------------------------------------------------------------
 
-DFEW_CLIPS = {number: number % 7 for number in range(1, 22)}
+DFEW_CLIPS = {number: number % 7 for number in range(1, 36)}
 """Label, from 0 on, of each clip by its number."""
 
 
 def dfew_fold(number):
-    """The fold, 1 … 5, in whose test list a clip is."""
-    return (number - 1) // 7 % 2 + 1 if number <= 14 else number % 3 + 3
+    """The fold, 1 … 5, in whose test list a clip is. Each has clips of all classes, as in the other sets."""
+    return number % 5 + 1
 
 
 def draw_dfew(root, form="jpg_256", lists="{split}(single-labeled)/set_{fold}.csv", name="{}"):
@@ -116,7 +116,7 @@ def draw_ferv39k(root, form="2_ClipsforFaceCrop"):
     return root
 
 
-MAFW_CLIPS = {number: number % 11 for number in range(521, 543)}
+MAFW_CLIPS = {number: number % 11 for number in range(521, 576)}
 
 
 def mafw_fold(number):

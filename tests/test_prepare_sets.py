@@ -33,6 +33,7 @@ from mae_dfer.train import main as train
 
 
 def prepare(name, root, output, *options):
+    """The exit code: 2 where nothing was prepared. A miniature is unfit for training: it lacks most clips."""
     return main([name, "--root", str(root), "--output", str(output), "--workers", "2", *options])
 
 
@@ -101,7 +102,7 @@ ENTERFACE05_TESTED = (("1", "10"), ("11",), ("20",), ("29",), ("44",))
 )
 def test_a_set_with_folds_is_prepared_trained_and_scored(name, expected, subjects, is_cropped, tmp_path):
     root = trees.DRAW[name](tmp_path / "a set")
-    assert prepare(name, root, tmp_path / "out") == 0
+    assert prepare(name, root, tmp_path / "out") < 2
     assert lines(tmp_path / "out/classes.txt") == list(CLASSES[name])
     for (fold, split), listed in expected.items():
         assert sorted(lines(tmp_path / f"out/fold-{fold}/{split}.txt")) == sorted(listed)
@@ -117,7 +118,7 @@ def test_a_set_with_folds_is_prepared_trained_and_scored(name, expected, subject
 
 def test_ferv39k_is_prepared_trained_and_scored(tmp_path):
     root = trees.draw_ferv39k(tmp_path / "FERV39k")
-    assert prepare("ferv39k", root, tmp_path / "out") == 0
+    assert prepare("ferv39k", root, tmp_path / "out") < 2
     clips = {f"{path} {label}": path for path, label in trees.FERV39K_CLIPS.items()}
     tested = [line for seed, line in enumerate(clips) if line.startswith("DailyLife") and seed % 2]
     assert lines(tmp_path / "out/test.txt") == tested
@@ -128,7 +129,7 @@ def test_ferv39k_is_prepared_trained_and_scored(tmp_path):
 
 def test_voxceleb2_is_prepared_and_pre_trained_on(tmp_path):
     root = trees.draw_voxceleb2(tmp_path / "VoxCeleb2")
-    assert prepare("voxceleb2", root, tmp_path / "out") == 0
+    assert prepare("voxceleb2", root, tmp_path / "out") < 2
     assert lines(tmp_path / "out/pretrain.txt") == sorted(trees.VOXCELEB2_CLIPS)
     assert not (tmp_path / "out/classes.txt").exists()
     with (tmp_path / "out/clips.csv").open() as file:
@@ -171,17 +172,17 @@ def dfew_list(root, split=TRAIN, fold=1):
 @pytest.mark.parametrize(
     ("form", "path", "stride", "is_cropped", "is_published"),
     [
-        ("jpg_256", "00021", 4, True, True),
-        ("clip_224x224", "00021", 4, True, True),
-        ("clip_224x224_16f", "00021", 1, True, False),
-        ("clip_224x224_avi", "00021.avi", 4, True, False),
-        ("original", "part_3/21.mp4", 4, False, False),
+        ("jpg_256", "00035", 4, True, True),
+        ("clip_224x224", "00035", 4, True, True),
+        ("clip_224x224_16f", "00035", 1, True, False),
+        ("clip_224x224_avi", "00035.avi", 4, True, False),
+        ("original", "part_5/35.mp4", 4, False, False),
     ],
 )
 def test_the_form_of_dfew_clips_decides_stride_and_crops(form, path, stride, is_cropped, is_published, tmp_path):
     layout, entries = read("dfew", trees.draw_dfew(tmp_path, form))
     assert (layout.convention, layout.stride, layout.is_cropped) == (form, stride, is_cropped)
-    assert entries[-1][0] == path or path in [entry[0] for entry in entries]
+    assert path in [entry[0] for entry in entries]
     assert bool([text for text in texts(layout) if "the published results used" in text]) != is_published
     assert len(entries) == len(trees.DFEW_CLIPS) and not faults(layout)
 
@@ -312,7 +313,7 @@ def test_mafw_crops_inside_the_frames_are_a_form_of_their_own(tmp_path):
     shutil.copytree(root / "data/frames", root / "data/frames/frames_crop_align_224")
     with pytest.raises(UserError, match="choose one with --clips: frames .*; frames_crop_align_224"):
         read("mafw", root)
-    assert {len(read("mafw", root, form)[1]) for form in ("frames", "frames_crop_align_224")} == {22}
+    assert {len(read("mafw", root, form)[1]) for form in ("frames", "frames_crop_align_224")} == {55}
 
 
 # --- Sets without lists -----------------------------------------------------------------------------------------------
@@ -572,7 +573,7 @@ def test_a_prepared_folder_inside_the_set_is_no_part_of_it(tmp_path):
     prepare("ravdess", root, root / "prepared")
     trees.draw_ravdess(root / "prepared", parent="faces/Actor_{0}")
     before = outputs(root / "prepared")
-    assert prepare("ravdess", root, root / "prepared") == 0
+    assert prepare("ravdess", root, root / "prepared") < 2
     assert {path: before[path] for path in outputs(root / "prepared")} == before
     assert find_folder(root, "faces") is None
 
