@@ -189,11 +189,26 @@ def _descend(folder: Path, name: str) -> Path | None:
 def subfolders(folder: Path) -> list[Path]:
     """In order of their names; without hidden ones, those that hold no data, and folders that this package wrote."""
     try:
-        with os.scandir(folder) as children:
-            found = sorted(child.name for child in children if is_visible(child.name) and child.is_dir())
+        found = children(folder)
     except OSError:
         return []
-    return [folder / name for name in found if not is_prepared(folder / name)]
+    return [folder / name for name, is_folder in found if is_folder and not is_prepared(folder / name)]
+
+
+def children(folder: Path) -> list[tuple[str, bool]]:
+    """(name, whether it is a folder) of what a folder holds, in order of the names, without what is hidden.
+
+    Raises OSError where it cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        return sorted((entry.name, _is_folder(entry)) for entry in entries if is_visible(entry.name))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # of a link that leads to itself
+        return False
 
 
 def is_visible(name: str) -> bool:

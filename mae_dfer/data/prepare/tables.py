@@ -75,7 +75,7 @@ def _facts(layout: Layout, store: Store, hashes: dict[str, str | None]) -> dict[
     lists = [name for name, _, _ in _lists(layout)]
     return {
         "set": layout.set,
-        "clips": layout.convention,
+        "clips": layout.convention or None,
         "root": str(layout.root),
         "folds": layout.folds,
         "stride": layout.stride,

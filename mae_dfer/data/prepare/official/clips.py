@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from mae_dfer.data.folders import VIDEO_SUFFIXES
-from mae_dfer.data.prepare.layout import MANY, Finding, Wrong, find_folder, is_prepared, is_visible
+from mae_dfer.data.prepare.layout import MANY, Finding, Wrong, children, find_folder, is_prepared
 from mae_dfer.errors import UserError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -97,8 +97,7 @@ def walk_clips(
         wrong: gathers folders that cannot be read, and videos of other names.
     """
     try:
-        with os.scandir(folder) as children:
-            found = sorted((child.name, child.is_dir()) for child in children if is_visible(child.name))
+        found = children(folder)
     except OSError as error:
         wrong.add(str(folder), f"the folder cannot be read ({error.strerror})")
         return

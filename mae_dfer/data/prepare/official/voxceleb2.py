@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mae_dfer.data.prepare.layout import MANY, PRETRAIN, Entry, Finding, Layout, Wrong, is_visible, subfolders
+from mae_dfer.data.prepare.layout import MANY, PRETRAIN, Entry, Finding, Layout, Wrong, children, subfolders
 from mae_dfer.errors import UserError
 
 _PERSON = re.compile(r"id\d{5}")
@@ -46,11 +46,11 @@ def _is_test(part: Path, top: Path) -> bool:
 
 def _parts(folder: Path, depth: int) -> Iterator[Path]:
     """The folders that hold folders of people: one, or several where archives were unpacked side by side."""
-    children = subfolders(folder)
-    if any(_PERSON.fullmatch(child.name) for child in children):
+    inner = subfolders(folder)
+    if any(_PERSON.fullmatch(child.name) for child in inner):
         yield folder
-    elif depth and len(children) <= MANY:
-        for child in children:
+    elif depth and len(inner) <= MANY:
+        for child in inner:
             yield from _parts(child, depth - 1)
 
 
@@ -71,8 +71,7 @@ def _entries(base: Path, parts: list[Path], findings: list[Finding]) -> Iterator
 def _list(folder: Path, wrong: Wrong, *, folders: bool) -> list[str]:
     """Names of the folders, or of the videos, in a folder. What else it holds is noted."""
     try:
-        with os.scandir(folder) as children:
-            found = sorted((child.name, child.is_dir()) for child in children if is_visible(child.name))
+        found = children(folder)
     except OSError as error:
         wrong.add(str(folder), f"the folder cannot be read ({error.strerror})")
         return []
