@@ -198,8 +198,8 @@ def print_table(windows: list[Window], classes: list[str]) -> None:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    for name in ("window_step", "batch_size"):
-        value = getattr(options, name)
+    for name in ("window_step", "batch_size", "stride"):
+        value = getattr(options, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     from .training.hardware import choose_device

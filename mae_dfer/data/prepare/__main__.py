@@ -13,11 +13,11 @@ from mae_dfer.cli import Parser, RawHelp, command
 from mae_dfer.data.prepare.face_shares import sample_size
 from mae_dfer.data.prepare.findings import find_faults
 from mae_dfer.data.prepare.inspection import find_duplicates, inspect_clips
-from mae_dfer.data.prepare.layout import Layout
+from mae_dfer.data.prepare.layout import INSPECTIONS, Layout
 from mae_dfer.data.prepare.official import READERS
 from mae_dfer.data.prepare.report import print_report, write_page
 from mae_dfer.data.prepare.store import Store
-from mae_dfer.data.prepare.tables import write_tables
+from mae_dfer.data.prepare.tables import check_output, write_tables
 from mae_dfer.errors import UserError
 from mae_dfer.training.progress import counting_bar
 
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if output.resolve() == root.resolve():
         raise UserError(f"--output {output} is the data set itself; give another folder, in which lists are written")
     layout = READERS[options.set](root, options.clips)
+    check_output(layout, output)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(layout: Layout, output: Path, workers: int) -> int:
     """Writes the prepared folder and its report; returns 0 where the set is fit for training, else 1."""
-    with Store(output / "inspection.sqlite3") as store:
+    with Store(output / INSPECTIONS) as store:
         count = store.list_clips(layout.entries)
         if not count:
             raise UserError(f"no clip of {layout.set} was found below {layout.root}")

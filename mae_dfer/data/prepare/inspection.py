@@ -7,16 +7,21 @@ import itertools
 import multiprocessing
 import multiprocessing.context
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
-from mae_dfer.data.prepare.store import Inspection, Store
-from mae_dfer.data.video import VideoError, open_video
+from mae_dfer.data.images import is_frame
+from mae_dfer.data.prepare.store import MISSING, Inspection, Store
+from mae_dfer.data.video import VideoError, VideoWarning, open_video
 from mae_dfer.files import encodable
 
 _CHUNK = 32  # clips that a process is given at a time
@@ -34,6 +39,7 @@ def inspect_clips(root: Path, store: Store, workers: int, advance: Callable[[int
     Args:
         advance: is called with how many more clips are done.
     """
+    store.set_root(root)
     for done in in_processes(_inspect, _changed(root, store, advance), workers, lost=_lost):
         store.save(done)
         advance(len(done))
@@ -61,7 +67,7 @@ def in_processes(
     """
     context = _processes()
     chunks = _batched(items, _CHUNK)
-    pool = ProcessPoolExecutor(workers, context)  # which starts no process before there is work
+    pool = ProcessPoolExecutor(workers, context, _prepare_process)  # which starts no process before there is work
     waiting: deque[tuple[tuple[Item, ...], Future[list[Result]]]] = deque()
     try:
         for chunk in itertools.chain(chunks, [None]):
@@ -74,7 +80,7 @@ def in_processes(
                 except BrokenProcessPool:
                     pool.shutdown(cancel_futures=True)
                     yield [_alone(work, item, lost) for item in given]
-                    pool = ProcessPoolExecutor(workers, context)
+                    pool = ProcessPoolExecutor(workers, context, _prepare_process)
                     waiting = deque((other, pool.submit(_work_on, work, other)) for other, _ in waiting)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -89,6 +95,20 @@ def _processes() -> multiprocessing.context.BaseContext:
     return context
 
 
+def _prepare_process() -> None:
+    """Ctrl-C ends the command, which ends its processes; where it is killed, they end by themselves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore", VideoWarning)  # frames of different sizes are in the table
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+
+
+def _end_with(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
+
+
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     iterator = iter(items)
     while batch := tuple(itertools.islice(iterator, size)):
@@ -100,7 +120,7 @@ def _work_on(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Resu
 
 
 def _alone(work: Callable[[Item], Result], item: Item, lost: Callable[[Item], Result]) -> Result:
-    with ProcessPoolExecutor(1, _processes()) as pool:
+    with ProcessPoolExecutor(1, _processes(), _prepare_process) as pool:
         try:
             return pool.submit(work, item).result()
         except BrokenProcessPool:
@@ -117,15 +137,13 @@ def _stamp(path: str) -> str:
     try:
         found = os.stat(path)
     except (OSError, ValueError):
-        return "missing"
+        return MISSING
     return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def _inspect(item: Item) -> Inspection:
     """Reads which frames a clip has, and decodes the first and the last."""
     full, path, stamp = item
-    if path != encodable(path):
-        return Inspection(encodable(path), stamp, fault="its name is not valid UTF-8; rename it")
     try:
         with open_video(full) as video:
             height, width, _ = video.get([0])[0].shape
@@ -134,13 +152,16 @@ def _inspect(item: Item) -> Inspection:
             return Inspection(path, stamp, video.num_frames, width, height, video.fps, size, sample)
     except VideoError as error:
         return Inspection(path, stamp, fault=error.reason)
+    except OSError as error:  # it was removed meanwhile
+        return Inspection(path, stamp, fault=f"it cannot be read ({encodable(error.strerror or str(error))})")
 
 
 def list_files(full: str) -> list[str]:
     """The files that a clip consists of."""
     if not os.path.isdir(full):
         return [full]
-    return sorted(entry.path for entry in os.scandir(full) if entry.is_file())
+    with os.scandir(full) as entries:
+        return sorted(entry.path for entry in entries if is_frame(entry.name))
 
 
 def _sample(full: str) -> tuple[int, str]:
