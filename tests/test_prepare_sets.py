@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import official_trees as trees
@@ -23,11 +22,9 @@ def prepare(name, root, output, *options):
 def train_on(prepared, run, fold=None, stage="finetune"):
     """Trains two epochs on a prepared folder, or a fold of it; returns metrics.json of the last epoch's model."""
     facts = json.loads((prepared / "dataset.json").read_text())
-    data = prepared
-    if fold is not None:
-        data = shutil.copytree(prepared / f"fold-{fold}", run.with_name("fold"))
-        shutil.copy(prepared / "classes.txt", data)
-    options = ["--data", str(data), "--data-root", facts["root"], "--stage", stage, "--stride", str(facts["stride"])]
+    options = ["--data", str(prepared), "--stage", stage, "--recipe", facts["set"], "--stride", str(facts["stride"])]
+    options += [] if fold is None else ["--fold", str(fold)]
+    options += ["--pretrain-face-box=4,4,24,24"] if stage == "pretrain" else []  # the recipe's is larger than the frames
     assert train([*options, "--output-dir", str(run), *SMALL, "--epochs=2"]) == 0
     return json.loads((run / "metrics.json").read_text())
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mae_dfer.cli import Parser, RawHelp, command
+from mae_dfer.data.prepare.crop import FORMATS, Cropping, crop_faces, save_faults
+from mae_dfer.data.prepare.crop import STORE as CROPS
 from mae_dfer.data.prepare.face_shares import sample_size
 from mae_dfer.data.prepare.findings import find_faults
 from mae_dfer.data.prepare.inspection import find_duplicates, inspect_clips
@@ -42,6 +44,16 @@ def _parser() -> Parser:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the folder of the downloaded set")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="the folder to write")
     parser.add_argument("--clips", metavar="NAME", help="which form of the clips to take, where the set has several")
+    faces = parser.add_argument_group("for sets that come as whole frames")
+    faces.add_argument(
+        "--crop-faces", action="store_true", help="find the face in each clip, follow it, and cut it out (256 pixels)"
+    )
+    faces.add_argument(
+        "--format", choices=FORMATS, help="crops as mp4 files, or as folders of frames (default: mp4)"
+    )
+    faces.add_argument(
+        "--face-model", type=Path, metavar="FILE", help="a YuNet detector in ONNX (default: this package's own)"
+    )
     cores = os.cpu_count() or 1
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one per core)")
     return parser
@@ -57,30 +69,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{root} is not a folder; give that of the downloaded set as --root")
     if output.resolve() == root.resolve():
         raise UserError(f"--output {output} is the data set itself; give another folder, in which lists are written")
+    if not options.crop_faces and (options.format or options.face_model):
+        raise UserError(f"{'--format' if options.format else '--face-model'} is for --crop-faces; give that, too")
+    cropping = Cropping(options.format or "mp4", options.face_model) if options.crop_faces else None
     layout = READERS[options.set](root, options.clips)
     check_output(layout, output)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(output / ".lock", timeout=0):
-            return prepare(layout, output, options.workers)
+            return prepare(layout, output, options.workers, cropping)
     except Timeout:
         raise UserError(f"{output} is being written by another process; wait for its end") from None
 
 
-def prepare(layout: Layout, output: Path, workers: int) -> int:
-    """Writes the prepared folder and its report; returns 0 where the set is fit for training, else 1."""
+def prepare(layout: Layout, output: Path, workers: int, cropping: Cropping | None = None) -> int:
+    """Writes the prepared folder and its report; returns 0 where the set is fit for training, else 1.
+
+    Args:
+        cropping: how to cut out faces; None takes the frames as they are.
+    """
     with Store(output / INSPECTIONS) as store:
-        count = store.list_clips(layout.entries)
-        if not count:
-            raise UserError(f"no clip of {layout.set} was found below {layout.root}")
-        with counting_bar("inspect", count) as advance:
-            inspect_clips(layout.root, store, workers, advance)
-        find_duplicates(layout.root, store, workers)
-        with counting_bar("look for faces", sample_size(store)) as advance:
-            findings = find_faults(layout, store, workers, advance)
-        write_tables(layout, store, output)
-        write_page(layout, store, findings, output / "report.html", workers)
-        print_report(layout, store, findings, output)
+        inspect(layout, store, workers)
+        if cropping is None:
+            return report(layout, store, output, workers)
+        with counting_bar("crop faces", store.count()) as advance:
+            cropped = crop_faces(layout, store, output, cropping, workers, advance)
+        with Store(output / CROPS) as crops:
+            crops.set_root(cropped.root)
+            save_faults(store, crops)
+            inspect(cropped, crops, workers)
+            return report(cropped, crops, output, workers)
+
+
+def inspect(layout: Layout, store: Store, workers: int) -> None:
+    """Lists the clips of ``layout``, and looks into those that are new or have changed."""
+    count = store.list_clips(layout.entries)
+    if not count:
+        raise UserError(f"no clip of {layout.set} was found below {layout.root}")
+    with counting_bar("inspect", count) as advance:
+        inspect_clips(layout.root, store, workers, advance)
+
+
+def report(layout: Layout, store: Store, output: Path, workers: int) -> int:
+    """Writes lists, tables and the report on clips that were inspected."""
+    find_duplicates(layout.root, store, workers)
+    with counting_bar("look for faces", sample_size(store)) as advance:
+        findings = find_faults(layout, store, workers, advance)
+    write_tables(layout, store, output)
+    write_page(layout, store, findings, output / "report.html", workers)
+    print_report(layout, store, findings, output)
     return 1 if any(finding.is_fault for finding in findings) else 0
 
 

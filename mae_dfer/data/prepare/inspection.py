@@ -24,7 +24,7 @@ from mae_dfer.data.prepare.store import MISSING, Inspection, Store
 from mae_dfer.data.video import VideoError, VideoWarning, open_video
 from mae_dfer.files import encodable
 
-_CHUNK = 32  # clips that a process is given at a time
+_CHUNK = 32
 _ASKING = 16  # threads
 _PART = 2**16  # bytes of a file that its sample takes from its beginning, middle and end
 
@@ -58,15 +58,20 @@ def _changed(root: Path, store: Store, advance: Callable[[int], None]) -> Iterat
 
 
 def in_processes(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, lost: Callable[[Item], Result]
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    lost: Callable[[Item], Result],
+    chunk_size: int = _CHUNK,
 ) -> Iterator[list[Result]]:
     """``work`` on all items, in their order, some at a time; few of them are in memory at once.
 
     Args:
         lost: gives the result for an item whose decoding ends a process, as a defect of a decoder may.
+        chunk_size: how many items a process is given at a time.
     """
     context = _processes()
-    chunks = _batched(items, _CHUNK)
+    chunks = _batched(items, chunk_size)
     pool = ProcessPoolExecutor(workers, context, _prepare_process)  # which starts no process before there is work
     waiting: deque[tuple[tuple[Item, ...], Future[list[Result]]]] = deque()
     try:

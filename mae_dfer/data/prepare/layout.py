@@ -60,7 +60,8 @@ class Layout:
         entries: the clips. They are read once: a set of a million files is never held in memory.
         findings: what is wrong with the lists; complete once ``entries`` were read.
         stride: every how many frames the published training takes one, for this convention.
-        is_cropped: whether the frames are faces that were cut out, as the set hands them out.
+        is_cropped: whether the frames are faces that were cut out.
+        cropped_by: who cut them out.
     """
 
     set: str
@@ -71,6 +72,7 @@ class Layout:
     stride: int = 4
     is_cropped: bool = True
     findings: list[Finding] = field(default_factory=list)
+    cropped_by: str = "the set"
 
 
 class Wrong:

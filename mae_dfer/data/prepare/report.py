@@ -169,7 +169,7 @@ def _facts(layout: Layout, store: Store) -> list[tuple[str, str]]:
         ("clips", f"{clips:,}" + (f", of which {broken:,} cannot be read" if broken else "")),
         ("size", f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"),
         ("folds", str(layout.folds or "none; the set has one split")),
-        ("frames", "faces that were cut out" if layout.is_cropped else "whole frames, as the set hands them out"),
+        ("frames", f"faces, cut out by {layout.cropped_by}" if layout.is_cropped else "whole frames"),
         ("stride", f"one of {layout.stride} frames" if layout.stride > 1 else "every frame"),
     ]
 

@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS inspections (
     sample TEXT, content TEXT, face_share REAL, fault TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS roots (path TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS crops (
+    path TEXT PRIMARY KEY, crop TEXT NOT NULL, key TEXT NOT NULL, frames INTEGER NOT NULL, first INTEGER NOT NULL,
+    cropped INTEGER NOT NULL, faces INTEGER NOT NULL, fault TEXT NOT NULL
+) WITHOUT ROWID;
 """
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA")
 
@@ -65,7 +69,7 @@ _MARKS = ", ".join("?" for _ in fields(Inspection))
 
 
 class Store:
-    """The tables ``clips`` (what the lists say) and ``inspections`` (what the files say).
+    """The tables ``clips`` (what the lists say), ``inspections`` (what the files say) and ``crops`` (their faces).
 
     Raises, in every method:
         UserError: the file is damaged, of another version of this package, or cannot be written.
@@ -130,8 +134,12 @@ class Store:
         with self._told(), self._connection:
             self._connection.execute("DELETE FROM clips")
             self._connection.executemany("INSERT INTO clips (path, label, splits, subject) VALUES (?, ?, ?, ?)", rows())
-            (count,) = self._connection.execute("SELECT count(*) FROM clips").fetchone()
         self.save(unnameable)
+        return self.count()
+
+    def count(self) -> int:
+        """How many clips there are."""
+        (count,) = next(self.ask("SELECT count(*) FROM clips"))
         return int(count)
 
     def set_root(self, root: Path) -> None:
@@ -153,6 +161,11 @@ class Store:
             self._connection.executemany(
                 f"INSERT OR REPLACE INTO inspections ({_COLUMNS}) VALUES ({_MARKS})", map(astuple, inspections)
             )
+
+    def save_crops(self, crops: Iterable[tuple[Any, ...]]) -> None:
+        """Rows of the table ``crops``, as in :class:`mae_dfer.data.prepare.crop.Crop`."""
+        with self._told(), self._connection:
+            self._connection.executemany("INSERT OR REPLACE INTO crops VALUES (?, ?, ?, ?, ?, ?, ?, ?)", crops)
 
     def set(self, column: str, values: Iterable[tuple[Any, str]]) -> None:
         """Sets ``content`` or ``face_share`` of clips: pairs of the value and the path."""

@@ -64,22 +64,27 @@ def write_tables(layout: Layout, store: Store, output: Path) -> None:
             (output / name).unlink()
         else:
             _write(output / name, files[name]())
-    text = json.dumps(_facts(layout, store, hashes), indent=2) + "\n"
+    text = json.dumps(_facts(layout, store, hashes, output), indent=2) + "\n"
     if _hash_file(output / FACTS) != _hash([text]):
         _write(output / FACTS, [text])
 
 
-def _facts(layout: Layout, store: Store, hashes: dict[str, str | None]) -> dict[str, Any]:
+def _place(root: Path, output: Path) -> str:
+    """Relative where it is in the prepared folder, which may then be moved."""
+    return root.relative_to(output).as_posix() if root.is_relative_to(output) else str(root)
+
+
+def _facts(layout: Layout, store: Store, hashes: dict[str, str | None], output: Path) -> dict[str, Any]:
     (files,) = next(store.ask("SELECT count(*) FROM clips"))
     (broken,) = next(store.ask("SELECT count(*) FROM clips JOIN inspections USING (path) WHERE fault != ''"))
     lists = [name for name, _, _ in _lists(layout)]
     return {
         "set": layout.set,
         "clips": layout.convention or None,
-        "root": str(layout.root),
+        "root": _place(layout.root, output),
         "folds": layout.folds,
         "stride": layout.stride,
-        "faces": "cropped by the set" if layout.is_cropped else "whole frames",
+        "faces": f"cropped by {layout.cropped_by}" if layout.is_cropped else "whole frames",
         "files": files,
         "unreadable": broken,
         "lists_sha256": {name: hashes[name] for name in lists if hashes[name] is not None},
