@@ -24,7 +24,8 @@ def train_on(prepared, run, fold=None, stage="finetune"):
     facts = json.loads((prepared / "dataset.json").read_text())
     options = ["--data", str(prepared), "--stage", stage, "--recipe", facts["set"], "--stride", str(facts["stride"])]
     options += [] if fold is None else ["--fold", str(fold)]
-    options += ["--pretrain-face-box=4,4,24,24"] if stage == "pretrain" else []  # the recipe's is larger than the frames
+    if stage == "pretrain":  # the recipe's face box is larger than the frames
+        options += ["--pretrain-face-box=4,4,24,24"]
     assert train([*options, "--output-dir", str(run), *SMALL, "--epochs=2"]) == 0
     return json.loads((run / "metrics.json").read_text())
 
