@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=RawHelp,
     )
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
-    words = parser.parse_args(argv).command
+    words = parser.parse_known_args(argv)[0].command
     if words:
         near = difflib.get_close_matches(words[0], [name.rpartition(".")[2] for name in COMMANDS], n=1)
         named = [name for name in COMMANDS if near and name.endswith(near[0])]

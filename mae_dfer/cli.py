@@ -58,6 +58,11 @@ def flag(name: str) -> str:
     return "--" + name.replace(".", "-").replace("_", "-")
 
 
+def spell(value: Any) -> str:
+    """A setting's value as its option takes it."""
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
 def letters(name: str) -> str:
     """What spellings of a name have in common: its letters and digits, in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())

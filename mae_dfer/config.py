@@ -29,6 +29,13 @@ _FACTOR = Bounds(0, 100)
 _SHARE, _BELOW_ONE = Bounds(0, 1), Bounds(0, 1, high_open=True)
 _PART = Bounds(0, 1, low_open=True)
 
+# What makes weights those of one network and not of another.
+ENCODER_OPTIONS = (
+    "img_size", "num_frames", "patch_size", "region_size", "embed_dim", "depth", "num_heads", "local_attention",
+    "global_attention", "exchange", "share_attention",
+)  # fmt: skip
+DECODER_OPTIONS = ("decoder_depth", "decoder_embed_dim", "decoder_num_heads")
+
 
 @dataclass
 class StageConfig:
@@ -239,21 +246,7 @@ class TrainConfig:
 
     def model_overrides(self, *, pretraining: bool) -> dict[str, Any]:
         """What to hand ``create_model`` besides the name: only what was set."""
-        names = [
-            "img_size",
-            "num_frames",
-            "patch_size",
-            "region_size",
-            "embed_dim",
-            "depth",
-            "num_heads",
-            "local_attention",
-            "global_attention",
-            "exchange",
-            "share_attention",
-            "residual_dtype",
-        ]
-        names += ["decoder_depth", "decoder_embed_dim", "decoder_num_heads"] if pretraining else ["pool"]
+        names = [*ENCODER_OPTIONS, "residual_dtype", *(DECODER_OPTIONS if pretraining else ["pool"])]
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if pretraining and self.protocol == "published":
             chosen["decoder_positions"] = "published"

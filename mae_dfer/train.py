@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .cli import Parser, RawHelp, add_options, command, flag
-from .config import FinetuneConfig, PretrainConfig, TrainConfig, preset
+from .cli import Parser, RawHelp, add_options, command, flag, spell
+from .config import DECODER_OPTIONS, ENCODER_OPTIONS, FinetuneConfig, PretrainConfig, TrainConfig, preset
 from .errors import UserError
 from .files import encodable
 from .recipes import find_recipe, load_recipe
 from .settings_check import check_settings
-from .training.failures import ended_by_signals
+from .signals import ended_by_signals
 
 DESCRIPTION = """\
 Trains MAE-DFER: masked pre-training on unlabelled clips, fine-tuning on labelled ones, a score on test clips.
@@ -171,6 +171,13 @@ def _start(resume: Path | None, given: dict[str, Any]) -> TrainConfig:
                 f"--stage evaluate --init-from {resume}"
             )
         return config
+    for name in ("model", *ENCODER_OPTIONS, *DECODER_OPTIONS):
+        value = getattr(config, name)
+        if given.get(name, value) != value:
+            was = "its preset's" if value is None else spell(value)
+            raise UserError(
+                f"{resume} was trained with {flag(name)} {was}; leave that as it was, or start a new run"
+            )
     # --redo begins fine-tuning again, with what randomness and labels it is told.
     for name in ("protocol",) if "redo" in given else ("protocol", "seed", "shuffle_labels"):
         value = getattr(config, name)
@@ -205,7 +212,7 @@ def check(config: TrainConfig, *, resuming: bool = False) -> None:
         raise UserError("--stage evaluate needs --init-from RUN (or --resume RUN): the classifier to score")
     if config.weights != "auto" and config.init_from is None:
         raise UserError("--weights chooses among those of --init-from; give that too")
-    if config.shuffle_labels and config.stage in ("pretrain", "evaluate"):
+    if config.shuffle_labels and config.stage in ("pretrain", "evaluate") and not resuming:
         raise UserError(f"--shuffle-labels has no meaning with --stage {config.stage}")
 
 

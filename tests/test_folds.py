@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,11 +237,16 @@ def test_a_finished_fold_without_its_predictions_is_scored_again(folder: Path, t
     output = tmp_path / "out"
     assert run(folder, output) == 0
     before = summary(output)
-    (output / "fold-1" / "predictions.csv").write_text("path,label\nx,y\n")
-    assert run(folder, output) == 2
-    (output / "fold-1" / "predictions.csv").unlink()
-    assert run(folder, output) == 0
-    assert summary(output) == before
+    predictions = output / "fold-1" / "predictions.csv"
+    rows = predictions.read_text().splitlines(keepends=True)
+    for damage in ("path,label\nx,y\n", "".join(rows[:-1]), "".join(rows[:-1]) + rows[-1].replace("0.5", "nan"), None):
+        predictions.unlink() if damage is None else predictions.write_text(damage)
+        assert run(folder, output) == 0
+        assert summary(output) == before and predictions.read_text() == "".join(rows)
+    metrics = json.loads((output / "fold-1" / "metrics.json").read_text())
+    for damage in ({"uar": "x"}, {"clips": 3}, {"provenance": {"data": {"lists": {"x": 1}}}}):
+        (output / "fold-1" / "metrics.json").write_text(json.dumps(metrics | damage))
+        assert run(folder, output) == 0 and summary(output) == before
     # A score under other settings is none of this run's.
     assert train(["--resume", str(output / "fold-1"), "--stage=evaluate", "--stride=1"]) == 0
     assert run(folder, output) == 0
@@ -299,3 +305,40 @@ def test_processes_train_folds_together(folder: Path, tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr[-3000:]
     assert child.stdout.count("fold 2 (2 of 3): finished already") == 1 and child.stdout.count("mean over folds") == 1
     assert list(summary(output)["folds"]) == ["1", "2", "3"]
+
+
+def test_folds_of_other_clips_classes_or_weights_are_not_mixed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, output = tmp_path / "start", tmp_path / "out"
+    data = shutil.copytree(folder, tmp_path / "data")
+    options = ["--data", str(data), "--stage=pretrain", "--fold=1", "--output-dir", str(start)]
+    assert train([*options, *SMALL]) == 0
+    init = ["--stage=finetune", "--init-from", str(start)]
+    assert run(data, output, "--folds=1", *init) == 0
+    (output / "fold-1" / "metrics.json").unlink()  # begun, and not yet scored
+    capsys.readouterr()
+    kept = (data / "fold-1" / "train.txt").read_text()
+    (data / "fold-1" / "train.txt").write_text("".join(kept.splitlines(keepends=True)[1:]))
+    assert run(data, output, *init) == 2 and "other lists than fold 1" in capsys.readouterr().err
+    (data / "fold-1" / "train.txt").write_text(kept)
+    names = (data / "classes.txt").read_text()
+    (data / "classes.txt").write_text("".join(reversed(names.splitlines(keepends=True))))
+    assert run(data, output, *init) == 2 and "was trained on the classes" in capsys.readouterr().err
+    (data / "classes.txt").write_text(names)
+    assert train(["--resume", str(start), "--epochs=2"]) == 0
+    capsys.readouterr()
+    assert run(data, output, *init) == 2 and "began from other weights" in capsys.readouterr().err
+    assert not (output / "fold-2").exists()
+
+
+@pytest.mark.parametrize("name", ["folds.json", "fold-2/metrics.json", "fold-3"])
+def test_what_others_wrote_is_told_before_the_first_fold(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    assert run(folder, tmp_path / "out") == 2
+    assert str(path) in (error := capsys.readouterr().err) or path.name in error
+    assert not (tmp_path / "out" / "fold-1").exists() and path.read_text() == "mine"

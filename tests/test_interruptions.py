@@ -16,8 +16,9 @@ from test_train_refusals import SMALL, make_set
 
 from mae_dfer.data.loader import EpochSampler, _prepare_worker, make_loader
 from mae_dfer.errors import UserError
+from mae_dfer.signals import ended_by_signals
 from mae_dfer.train import main as train
-from mae_dfer.training.failures import ended_by_signals, explained
+from mae_dfer.training.failures import explained
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds decoding processes in /proc")
 ENDLESS = ["--stage=finetune", "--finetune-epochs=100000", "--workers=2"]

@@ -88,6 +88,19 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of :func:`load_weights` alone, from the file's header, whose checksum is not compared.
+
+    Raises UserError as it does.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[_DESCRIBED])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: no mae_dfer metadata in it ({type(error).__name__})") from None
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def is_safetensors(path: Path) -> bool:
     """Whether a file is safetensors, by its first bytes: the length of a JSON header, and the header."""
     with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,8 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mae_dfer.data.dataset import ClipDataset, collate
 from mae_dfer.errors import UserError
-
-_HELD = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "pthread_sigmask") else set()
+from mae_dfer.signals import held_signals
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -82,20 +82,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class _Loader(DataLoader[Any]):
-    """Starts its processes without being interrupted: what a signal's handler raises within a fork would be lost."""
+    """Starts its processes without being interrupted."""
 
     def __iter__(self) -> Any:
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD) if _HELD else set()
-        try:
+        with held_signals():
             return super().__iter__()
-        finally:
-            if _HELD:
-                signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _prepare_worker(worker: int) -> None:
-    if _HELD:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    # Of torch's handler their end would be a failure, which the parent reports even where it is to end itself.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     torch.set_num_threads(1)
     sys.excepthook = _ignore_lost_parent
 

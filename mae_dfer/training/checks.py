@@ -39,8 +39,7 @@ def check_models(config: TrainConfig, hardware: Hardware) -> ModelConfig:
     """
     models = {"finetune": configure_classifier(config)} if config.stage != "pretrain" else {}
     if "pretrain" in stages(config):
-        name, overrides = f"mae_{config.model}", config.model_overrides(pretraining=True)
-        models["pretrain"] = configure_model(name, overrides)
+        models["pretrain"] = configure_autoencoder(config)
     for stage in stages(config):
         visible = 1.0 - config.pretrain.mask_ratio if stage == "pretrain" else 1.0
         clips = _check_batch(config, stage, hardware.world_size)
@@ -56,6 +55,10 @@ def check_models(config: TrainConfig, hardware: Hardware) -> ModelConfig:
 def configure_classifier(config: TrainConfig) -> ModelConfig:
     overrides = config.model_overrides(pretraining=False) | {"drop_path_rate": config.finetune.drop_path}
     return configure_model(config.model, overrides)
+
+
+def configure_autoencoder(config: TrainConfig) -> ModelConfig:
+    return configure_model(f"mae_{config.model}", config.model_overrides(pretraining=True))
 
 
 def _check_batch(config: TrainConfig, stage: str, processes: int) -> int:
@@ -167,13 +170,6 @@ def _check_sample(
     missing = [sample.path for sample in looked if sample.path not in present]
     if len(missing) > config.max_bad_files or len(missing) == len(looked):
         raise _missing(name, len(missing), len(looked), missing[0])
-    if len(looked) == len(samples) and not config.allow_empty_classes:
-        lost = {sample.label for sample in looked} - {sample.label for sample in there}
-        if lost:
-            raise UserError(
-                f"all {name} videos of the class with label {min(lost)} are missing, the first {missing[0]}; "
-                "check the list, or train without them: --allow-empty-classes"
-            )
     opened = there[:: max(len(there) // _OPENED, 1)]
     failures = check_containers(opened)
     if len(failures) > config.max_bad_files or len(failures) == len(opened):
@@ -181,8 +177,17 @@ def _check_sample(
             f"{len(failures)} of {len(opened)} {name} videos that were looked into cannot be read, the first "
             f"{failures[0].path}: {failures[0].reason} (python -m mae_dfer.data.check LIST names all)"
         )
+    broken = {failure.path for failure in failures}
+    if len(looked) == len(samples) and not config.allow_empty_classes:
+        left = {sample.label for sample in there if sample.path not in broken}
+        lost = min({sample.label for sample in looked} - left, default=None)
+        if lost is not None:
+            raise UserError(
+                f"no {name} video of the class with label {lost} can be read, the first "
+                f"{next(sample.path for sample in looked if sample.label == lost)}; "
+                "check the list, or train without them: --allow-empty-classes"
+            )
     if face_box is not None:
-        broken = {failure.path for failure in failures}
         _check_face_box(face_box, next(sample.path for sample in opened if sample.path not in broken), config)
     return ""
 

@@ -1,63 +1,14 @@
-"""What ends a run from outside: signals, a full disk, a decoding process that was killed."""
+"""What ends a run from outside: a full disk, a decoding process that was killed."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from ..errors import UserError
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does, through every ``finally``; its exit code is 143.
-
-    Child processes that are forked meanwhile ignore Ctrl-C, which a terminal sends to them too: their parent ends them.
-    On SIGTERM, which a scheduler sends to all, they end without a failure, which their parent would report as its own.
-    A second signal ends this process at once. Outside the main thread, nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    parent, received = os.getpid(), list[int]()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != parent:
-            if number == signal.SIGTERM:
-                os._exit(0)
-            return
-        for one in before:
-            signal.signal(one, signal.SIG_DFL)
-        received.append(number)
-        if number == signal.SIGTERM:
-            os.write(2, b"terminated\n")  # print may have been interrupted itself
-        raise _end_by(number)
-
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
-    # One that is ignored stays so, as for a command that a script has put in the background.
-    before = {one: handler for one, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
-    for one in before:
-        signal.signal(one, end)
-    try:
-        yield
-    except Exception:
-        if received:  # what was interrupted made another failure of it, as torch.save does
-            raise _end_by(received[0]) from None
-        raise
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _end_by(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 @contextmanager

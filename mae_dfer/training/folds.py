@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Collection, Mapping
@@ -20,19 +21,21 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..cli import flag
+from ..checkpoint.own import load_metadata
+from ..cli import flag, spell
 from ..config import TrainConfig
 from ..data import DatasetFolder
 from ..data.prepared import find_folds
 from ..errors import UserError
 from ..files import printable, write_atomically
 from ..models import ModelConfig
+from .checkpoints import find_weights, hash_file, list_checkpoints
 from .hardware import Hardware
 from .inputs import open_data
 from .metrics import classification_report
 from .progress import console
 from .provenance import describe_data, hash_settings, settings_that_count
-from .run import refuse_data
+from .run import refuse_data, refuse_existing
 from .stages import check_lists, run_one
 
 _SHOWN = 3  # settings in a message
@@ -64,10 +67,12 @@ def run_folds(config: TrainConfig, model: ModelConfig, hardware: Hardware, given
     """
     wanted, known = choose_folds(config)
     output = Path(str(config.output_dir))
-    refuse_data(output, Path(config.data))
+    hardware.decide(lambda: _refuse_output(output, Path(config.data)))
     folds = {number: _plan(config, number, hardware) for number in known}
     for number in wanted:
         fold = folds[number]
+        if fold.state == "new":
+            hardware.decide(lambda path=fold.path: refuse_existing(path))  # type: ignore[misc]
         if fold.state != "finished":
             resume = fold.path if fold.state == "begun" else None
             check_lists(fold.config, fold.data, model, hardware, given, resume)
@@ -83,6 +88,24 @@ def run_folds(config: TrainConfig, model: ModelConfig, hardware: Hardware, given
         hardware.decide(lambda: _write_summary(config, list(folds.values())))
     if hardware.is_main:
         _show_summary(output / "folds.json")
+
+
+def _refuse_output(output: Path, data: Path) -> str:
+    """Refuses a folder whose files are of something else."""
+    refuse_data(output, data)
+    if output.resolve() in [folder.resolve() for folder in find_folds(data.expanduser()).values()]:
+        raise UserError(f"--output-dir {output} is a fold of --data; give another folder")
+    if (output / "config.json").exists():
+        raise UserError(f"--output-dir {output} holds a run; --folds takes a folder for several")
+    try:
+        values = json.loads((output / "folds.json").read_bytes())
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict) or "folds_of_the_set" not in values:
+        raise UserError(f"{output / 'folds.json'} is not of this command; move it, or give another --output-dir")
+    return ""
 
 
 def choose_folds(config: TrainConfig) -> tuple[list[int], list[int]]:
@@ -121,21 +144,60 @@ def _find_state(config: TrainConfig, data: DatasetFolder, path: Path) -> str:
     if not (path / "config.json").exists():
         return "new"
     _compare(TrainConfig.load(path / "config.json"), config, path)
+    _compare_data(path, data, config)
     try:
-        origin = json.loads((path / "metrics.json").read_bytes())["provenance"]
+        scores = json.loads((path / "metrics.json").read_bytes())
+        origin = scores["provenance"]
         settings, lists = origin["settings_sha256"], origin["data"]["lists"]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        return "begun"
-    if settings != hash_settings(config) or not (path / "predictions.csv").is_file():
-        return "begun"  # such as where it was scored otherwise since
-    now = describe_data(data, tuple(lists))["lists"]
-    changed = [f"{name}.txt" for name in lists if lists[name] != now.get(name)]
+        sound = all(scores[name] is None or isinstance(scores[name], float) for name in _SCORES)
+        if settings != hash_settings(config) or not sound or scores["clips"] != len(data.test):
+            return "begun"  # such as where it was scored otherwise since
+        changed = [name for name in ("train", "test") if lists[name] != describe_data(data, (name,))["lists"][name]]
+        _read_predictions(path / "predictions.csv", data)
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, UserError):
+        return "begun"  # what is damaged is scored again
     if changed:
-        raise UserError(
-            f"{path} was trained on other lists than fold {data.fold} of {data.folder} has now "
-            f"({', '.join(changed)}); restore them, or give another --output-dir"
-        )
+        raise _other_lists(path, data, changed)
     return "finished"
+
+
+def _compare_data(path: Path, data: DatasetFolder, config: TrainConfig) -> None:
+    """Raises UserError where the run's newest classifier is of other clips, classes or weights to begin from."""
+    found = list_checkpoints(path, "finetune")
+    if not found:
+        return
+    metadata = load_metadata(found[-1].weights)
+    if metadata.get("classes", data.classes) != data.classes:
+        raise UserError(
+            f"{path} was trained on the classes {', '.join(metadata['classes'])}, and {data.folder} has "
+            f"{', '.join(data.classes)}; restore classes.txt, or give another --output-dir"
+        )
+    trained = (metadata.get("trained_on") or {}).get("lists", {})
+    now = describe_data(data, ("train",))["lists"]
+    if "train" in trained and trained["train"] != now["train"]:
+        raise _other_lists(path, data, ["train"])
+    init = metadata.get("init") or {}
+    if config.init_from is not None and init.get("sha256"):
+        source = find_weights(config.init_from, ("pretrain", "finetune"))
+        if _hash_once(source, source.stat().st_mtime_ns) != init["sha256"]:
+            raise UserError(
+                f"{path} began from other weights than {source} holds now, and the folds of one score begin from the "
+                "same; give those as --init-from, or another --output-dir"
+            )
+
+
+@functools.cache
+def _hash_once(path: Path, stamp: int) -> str:
+    """Of a file that is the same for all folds."""
+    return hash_file(path)
+
+
+def _other_lists(path: Path, data: DatasetFolder, changed: list[str]) -> UserError:
+    names = ", ".join(f"{name}.txt" for name in changed)
+    return UserError(
+        f"{path} was trained on other lists than fold {data.fold} of {data.folder} has now ({names}); "
+        "restore them, or give another --output-dir"
+    )
 
 
 def _compare(before: TrainConfig, now: TrainConfig, path: Path) -> None:
@@ -156,9 +218,7 @@ def _is_same_file(name: str, old: Any, new: Any) -> bool:
 
 
 def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "not given" if value is None else printable(str(value))
+    return "not given" if value is None else printable(spell(value))
 
 
 def _write_summary(config: TrainConfig, folds: list[Fold]) -> str:
@@ -186,24 +246,29 @@ def _write_summary(config: TrainConfig, folds: list[Fold]) -> str:
 
 def _pool(folds: list[Fold], protocol: str) -> dict[str, Any]:
     """The scores of the test clips of all folds together, from each predictions.csv."""
-    classes = folds[0].data.classes
-    parts = [_read_predictions(fold.path / "predictions.csv", classes) for fold in folds]
+    parts = [_read_predictions(fold.path / "predictions.csv", fold.data) for fold in folds]
     labels, predictions, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return classification_report(labels, predictions, classes, probabilities, protocol=protocol)
+    return classification_report(labels, predictions, folds[0].data.classes, probabilities, protocol=protocol)
 
 
-def _read_predictions(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels and predictions, int64 (clips,), and probabilities, float64 (clips, classes)."""
+def _read_predictions(path: Path, data: DatasetFolder) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and predictions, int64 (clips,), and probabilities, float64 (clips, classes), of the test clips.
+
+    Raises UserError where the file holds something else.
+    """
+    classes = data.classes
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.reader(file))[1:]
         labels, predictions = ([classes.index(row[column]) for row in rows] for column in (1, 2))
         probabilities = np.array([[float(value) for value in row[3:]] for row in rows]).reshape(-1, len(classes))
     except (OSError, ValueError, IndexError, csv.Error) as error:
-        raise UserError(
-            f"{path} does not hold the predictions that were written ({error}); delete it, and the same command "
-            "scores the fold again"
-        ) from None
+        raise UserError(f"{path} does not hold the predictions that were written ({error})") from None
+    names = [os.path.basename(row[0]) for row in rows]
+    if (names, labels) != ([os.path.basename(sample.path) for sample in data.test], [one.label for one in data.test]):
+        raise UserError(f"{path} holds predictions of other clips than the test list")
+    if not np.isfinite(probabilities).all():
+        raise UserError(f"{path} holds probabilities that are no numbers")
     return np.array(labels, dtype=np.int64), np.array(predictions, dtype=np.int64), probabilities
 
 

@@ -18,7 +18,7 @@ import torch
 
 from ..checkpoint import load_into
 from ..checkpoint.report import first_few
-from ..cli import flag
+from ..cli import flag, spell
 from ..config import StageConfig, TrainConfig
 from ..errors import UserError
 from ..models import VideoModel
@@ -30,6 +30,7 @@ from .run import RunFolder
 
 # Settings of a model that may change while it is trained: how it is computed, and how much it drops.
 FREE = ("fused_attn", "residual_dtype", "drop_path_rate")
+_LARGEST = 1e8  # of a weight; beyond it, an update went astray
 SYNC_EVERY = 10  # steps between two reads of the loss from the device
 
 
@@ -259,12 +260,13 @@ def _save(
     scaler: torch.amp.GradScaler,
     made_with: dict[str, Any],
 ) -> None:
-    """Raises UserError where a weight is not finite, as after an update at too high a rate: nothing is saved then."""
-    broken = [name for name, value in task.model.state_dict().items() if not torch.isfinite(value).all()]
+    """Raises UserError, and saves nothing, where a weight is not finite or huge, as after steps at too high a rate."""
+    values = task.model.state_dict().items()
+    broken = [name for name, value in values if not (value.abs() < _LARGEST).all()]
     if broken:
         raise UserError(
-            f"after {position.epoch} epochs and {position.step} steps of {task.name}, weights are not finite "
-            f"({first_few(broken)}), and are not saved; try a lower --lr, or --amp bf16 or off"
+            f"after {position.epoch} epochs and {position.step} steps of {task.name}, weights are not finite or above "
+            f"{_LARGEST:g} ({first_few(broken)}), and are not saved; try a lower --lr, or --amp bf16 or off"
         )
     state = made_with | {
         "position": vars(position).copy(),
@@ -335,11 +337,6 @@ def _compare_models(run: RunFolder, trained: dict[str, Any], wanted: dict[str, A
     if changed:
         options = " ".join(f"{flag(name)} {spell(trained[name])}" for name in changed)
         raise UserError(f"{run.path} was trained with {options}; leave that as it was, or start a new run")
-
-
-def spell(value: Any) -> str:
-    """A setting's value as an option takes it."""
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def _compare(

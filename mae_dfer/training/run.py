@@ -32,6 +32,7 @@ from ..data.prepared import find_folds
 from ..errors import UserError
 from ..files import write_atomically
 from ..models import VideoModel
+from ..recipes import flatten
 from .checkpoints import Checkpoint, hash_file, is_checkpoint, list_checkpoints, save_state, weights_beside
 from .curves import Curves
 from .failures import explained
@@ -48,6 +49,7 @@ _WRITTEN = (
     "checkpoints", "log.jsonl", "metrics.json", "predictions.csv", "bad_files.txt", "tensorboard", "reconstruction.png",
     "confusion_matrix.png",
 )  # fmt: skip
+_REDO = ".redo"
 _RESULTS = ("metrics.json", "predictions.csv", "confusion_matrix.png")
 
 
@@ -83,12 +85,14 @@ class RunFolder:
         def claim() -> str:
             with explained(path):
                 if resume is None:
-                    _refuse_existing(path)
+                    refuse_existing(path)
                     refuse_data(path, Path(config.data))
+                    if config.data_root is not None:
+                        refuse_data(path, Path(config.data_root))
                     path.mkdir(parents=True, exist_ok=True)
                 held.append(RunLock(path, console.print))
                 if resume is None:
-                    _refuse_existing(path)  # once more, now that no other process can make one
+                    refuse_existing(path)  # once more, now that no other process can make one
                     config.save(path / "config.json")
                 return str(path)
 
@@ -114,7 +118,7 @@ class RunFolder:
         states = (path for path in self.checkpoints.glob("*.state.pt") if is_checkpoint(weights_beside(path)))
         leftovers = [path for path in states if not weights_beside(path).exists()]
         for folder in (self.path, self.checkpoints):
-            leftovers += [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]
+            leftovers += [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name) and not path.is_dir()]
         for path in leftovers:
             path.unlink(missing_ok=True)
 
@@ -140,6 +144,7 @@ class RunFolder:
         """Appends a record to log.jsonl; numbers also go to TensorBoard when the record has a ``step``."""
         if not self.write:
             return
+        self._check_place()
         record = {"time": round(time.time(), 3), "event": event, **values}
         with (self.path / "log.jsonl").open("ab+") as file:
             # A line that a kill cut short stays what it is, and spoils no other.
@@ -157,7 +162,7 @@ class RunFolder:
         if not self.write:
             return
         path = self.path / "bad_files.txt"
-        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        before = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
         lines = dict.fromkeys([*before, *(f"{name}\t{reason}" for name, reason in reasons.items())])
         text = "".join(f"{line}\n" for line in lines)
         write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -168,6 +173,7 @@ class RunFolder:
             console.print(text, style="yellow")
 
     def write_json(self, name: str, values: Any) -> None:
+        self._check_place()
         text = json.dumps(values, indent=2) + "\n"
         write_atomically(self.path / name, lambda temporary: temporary.write_text(text))
 
@@ -200,6 +206,19 @@ class RunFolder:
             self.say(f"settings that change from here on: {', '.join(self.changed)}")
             self.log("settings", changed=self.changed)
 
+    @property
+    def redo_pending(self) -> bool:
+        """Whether fine-tuning was to begin again, and a kill came before the old one was set aside."""
+        return (self.path / _REDO).exists()
+
+    def begin_redo(self) -> None:
+        if self.write:
+            (self.path / _REDO).touch()
+
+    def end_redo(self) -> None:
+        if self.write:
+            (self.path / _REDO).unlink(missing_ok=True)
+
     def list_checkpoints(self, stage: str) -> list[Checkpoint]:
         """Oldest first."""
         return list_checkpoints(self.path, stage)
@@ -223,8 +242,7 @@ class RunFolder:
         """
         if not self.write:
             return
-        if self._lock is not None:
-            self._lock.check_place()
+        self._check_place()
         name = f"{stage}-epoch-{epoch:04d}" + (f"-step-{step:06d}" if step else "")
         checkpoint = Checkpoint(stage, epoch, step, self.checkpoints / f"{name}.safetensors")
         write_atomically(checkpoint.state, lambda temporary: save_state(state, temporary))
@@ -290,6 +308,11 @@ class RunFolder:
             )
         return None
 
+    def _check_place(self) -> None:
+        """Raises UserError where the folder was moved: what is written to its old name would be in another."""
+        if self._lock is not None:
+            self._lock.check_place()
+
     def close(self) -> None:
         """Lets another process go on with the run."""
         if self._curves is not None:
@@ -302,32 +325,31 @@ class RunFolder:
             self._lock = None
 
 
-def _refuse_existing(path: Path) -> None:
+def refuse_existing(path: Path) -> str:
     """Refuses a folder in which a run would replace something, or take it for its own."""
     if (path / "config.json").exists():
         raise UserError(
             f"{path} already holds a run; --resume {path} goes on with it, --output-dir takes another folder"
         )
-    if path.name == "checkpoints" and (path.parent / "config.json").exists():
-        raise UserError(f"{path} holds the checkpoints of a run; give another folder as --output-dir")
+    run = next((folder for folder in path.resolve().parents if _is_run(folder)), None)
+    if run is not None:
+        raise UserError(f"{path} lies in the folder of a run, {run}; give another folder as --output-dir")
     there = next((name for name in _WRITTEN if (path / name).exists()), None)
     if there is not None:
         raise UserError(f"{path} holds {there}, which a run would write; give another folder as --output-dir")
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --output-dir takes a folder")
+    return ""
 
 
 def _compare(before: TrainConfig, now: TrainConfig) -> list[str]:
     """The settings that differ, as ``finetune.lr 0.001 → 0.002``."""
-
-    def flat(values: dict[str, Any], place: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            found |= flat(value, f"{name}.") if isinstance(value, dict) else {place + name: value}
-        return found
-
-    old, new = flat(before.to_dict()), flat(now.to_dict())
+    old, new = flatten(before), flatten(now)
     return [f"{name} {old[name]} → {value}" for name, value in new.items() if old[name] != value]
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "checkpoints").is_dir()
 
 
 def refuse_data(path: Path, data: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from mae_dfer_kernels import backends
 
 from ..checkpoint import check_sizes
-from ..cli import flag
+from ..cli import flag, spell
 from ..config import TrainConfig
 from ..data import DatasetFolder
 from ..errors import UserError
@@ -24,13 +24,13 @@ from ..notes import keep_quiet, print_note
 from ..recipes import load_recipe
 from . import pictures, provenance
 from .checkpoints import find_weights
-from .checks import check_description, check_inputs, configure_classifier, stages
+from .checks import check_description, check_inputs, configure_autoencoder, configure_classifier, stages
 from .evaluate import evaluate
 from .failures import explained
 from .finetune import FinetuneTask
 from .hardware import Hardware
 from .inputs import clip_config
-from .loop import FREE, fit, spell
+from .loop import FREE, fit
 from .pretrain import PretrainTask
 from .progress import console
 from .run import RunFolder
@@ -172,7 +172,7 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
     Raises:
         UserError: an option that would have no effect; a stage that would be trained on although another began from it.
     """
-    redo = "redo" in given
+    redo = "redo" in given or (run.redo_pending and config.stage != "evaluate")
     whole = {name: [one for one in run.list_checkpoints(name) if one.is_whole] for name in ("pretrain", "finetune")}
     if redo:
         whole["finetune"] = []
@@ -190,18 +190,39 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
             "--stage finetune goes on with the classifier as it is"
         )
     if redo:
-        if config.stage == "finetune":  # else from the run's own pre-training, which goes on first
-            source = run.path if whole["pretrain"] and "init_from" not in given else config.init_from
-            if source is not None:
-                check_sizes(configure_classifier(config), find_weights(source), config.weights)
-        run.save_settings()  # else a kill that comes now would resume with those before
+        check_redo(config, run, given, done)
+        run.begin_redo()  # a kill that comes before its end leaves it to the next call
+        run.save_settings()
         run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
+        run.end_redo()
     for name in stages(config):
         unfinished = [one for one in run.list_checkpoints(name) if not one.is_whole]
         run.set_aside(unfinished, f"weights of {name} without a trainer state, so never finished")
         if unfinished and not whole[name]:
             run.say(f"{name} starts at its beginning")
     return ""
+
+
+def check_redo(config: TrainConfig, run: RunFolder, given: Collection[str], done: int) -> None:
+    """Raises UserError where fine-tuning could not begin again: before what there is of it is set aside.
+
+    Args:
+        done: epochs of pre-training in the run.
+    """
+    if done:
+        changed = [one.split()[0] for one in run.changed]
+        kept = [name for name in changed if name.startswith("pretrain.") and name != "pretrain.epochs"]
+        if done < config.pretrain.epochs and "seed" in changed and "pretrain" in stages(config):
+            kept.append("seed")
+        if kept:
+            raise UserError(
+                f"{run.path} keeps its pre-training, of {done} epochs, as it began; leave out "
+                f"{', '.join(flag(name) for name in kept)}, or start a new run"
+            )
+    source = run.path if done and "init_from" not in given else config.init_from
+    if source is not None and (config.stage == "finetune" or not done):
+        wanted = configure_classifier(config) if config.stage == "finetune" else configure_autoencoder(config)
+        check_sizes(wanted, find_weights(source), config.weights)
 
 
 # The two stages are functions of their own so that the decoding processes of one, and the videos they keep in
