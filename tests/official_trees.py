@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from moving_face import astronaut, draw, placed
 from PIL import Image
 
 from mae_dfer.data.prepare.official import ferv39k, mafw
@@ -281,14 +282,11 @@ def write_from_another_machine(path, prefix="/mnt/data1/DFEW/Clip/jpg_256/"):
     path.write_text("\n".join([header, *(prefix + line for line in lines)]) + "\n")
 
 
-def put_whole_frames(folder, label=0):
-    """In the place of a folder of face crops: frames with a small face, drawn, in a corner of a large picture."""
+def put_whole_frames(folder):
+    """In the place of a folder of face crops: frames with a small face in a corner of a large picture."""
     count = len(list(folder.iterdir()))
     empty_folder(folder)
-    for time in range(count):
-        frame = np.full((144, 256, 3), 90, np.uint8)
-        rows, columns = np.mgrid[:144, :256]
-        frame[((rows - 40) / 14) ** 2 + ((columns - 200 - time) / 10) ** 2 < 1] = (224, 180, 150)
+    for time, frame in enumerate(draw([placed((250, 70), 0.4, 0)] * count, astronaut(), size=(320, 240))):
         Image.fromarray(frame).save(folder / f"{time + 1:05d}.jpg")
 
 

@@ -29,7 +29,8 @@ def commands():
 
 def test_the_commands_of_the_page_lead_from_a_set_to_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    trees.draw_dfew(tmp_path / "DFEW" / "DFEW-part2")
+    clips = trees.draw_dfew(tmp_path / "DFEW" / "DFEW-part2", form="clip_224x224") / "Clip"
+    trees.draw_dfew_clip(clips, "clip_224x224_16f", 1, 1)
     trees.draw_crema_d(tmp_path / "CREMA-D")
     save_official(create_model("mae_lgi_former_base_patch16_160", **SIZES), "pretrained.pth")
     found = commands()

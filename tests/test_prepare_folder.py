@@ -69,7 +69,8 @@ def test_a_second_run_reads_and_writes_nothing(tmp_path, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in map((tmp_path / "out").joinpath, outputs(tmp_path / "out"))}
 
     def none_left(work, items, *rest, **options):
-        assert list(items) == []
+        # What could not be read is tried again: in a folder of frames, nothing may tell that it was mended.
+        assert [path for _, path, _ in items] in ([], ["1001_IEO_ANG_HI.flv"])
         return iter(())
 
     monkeypatch.setattr(inspection, "in_processes", none_left)

@@ -286,7 +286,7 @@ def test_what_is_no_clip_of_voxceleb2_is_noted(tmp_path):
 # --- Faults of lists --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("label", ["0", "8", "-1", "neutral-ish", ""])
+@pytest.mark.parametrize("label", ["8", "-1", "neutral-ish", ""])
 def test_a_label_out_of_range_is_named_with_its_line_and_left_out(label, copy, dfew):
     name = trees.put_label_out_of_range(dfew_list(copy), label)
     layout, entries = read("dfew", copy)

@@ -25,6 +25,7 @@ class Description:
         root: the folder that relative paths in the lists start from, relative to the dataset folder.
         stride: every how many frames the published runs take one of such clips.
         faces: who cropped the faces.
+        verdict: the last line of the report on the set.
     """
 
     set: str | None = option(None, "the data set")
@@ -32,6 +33,7 @@ class Description:
     root: str | None = option(None, "the folder that paths start from")
     stride: int | None = option(None, "frames from one that is taken to the next", bounds=Bounds(1, 10**9))
     faces: str | None = option(None, "who cropped the faces")
+    verdict: str | None = option(None, "whether the set is fit for training", may_be_empty=True)
 
 
 def read_description(folder: Path) -> Description:

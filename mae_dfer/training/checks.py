@@ -13,6 +13,7 @@ from ..config import RECIPES, TrainConfig
 from ..data import ClipConfig, DatasetFolder, Sample, check_containers, open_video
 from ..data.prepared import find_lists
 from ..errors import UserError
+from ..files import printable
 from ..models import ModelConfig, configure_model
 from ..models.memory import bytes_to_train, check_fits, describe_size
 from ..models.regions import region_order, visible_by_region
@@ -119,6 +120,8 @@ def check_description(config: TrainConfig, data: DatasetFolder, given: Collectio
             f"{data.folder / 'dataset.json'} says that this is {found.set}, and --recipe {config.recipe} is of another "
             f"set; {f'give --recipe {other}' if other else 'leave it out'}"
         )
+    if found.verdict and found.verdict.startswith("not fit"):
+        say(f"{data.folder} is {printable(found.verdict, 300)} (see report.html there)")
     if stride in (None, config.stride) or "stride" in given:
         return
     kind = f" ({found.clips})" if found.clips else ""

@@ -17,7 +17,7 @@ from mae_dfer.data.prepare.findings import find_faults
 from mae_dfer.data.prepare.inspection import find_duplicates, inspect_clips
 from mae_dfer.data.prepare.layout import INSPECTIONS, Layout
 from mae_dfer.data.prepare.official import READERS
-from mae_dfer.data.prepare.report import print_report, write_page
+from mae_dfer.data.prepare.report import print_report, verdict, write_page
 from mae_dfer.data.prepare.store import Store
 from mae_dfer.data.prepare.tables import check_output, write_tables
 from mae_dfer.errors import UserError
@@ -30,7 +30,7 @@ reads what is new."""
 
 EXAMPLES = """\
 examples:
-  python -m mae_dfer.data.prepare dfew --root DFEW --clips jpg_256 --output prepared/dfew
+  python -m mae_dfer.data.prepare dfew --root DFEW --clips clip_224x224 --output prepared/dfew
   python -m mae_dfer.data.prepare ravdess --root RAVDESS --crop-faces --output prepared/ravdess
   python -m mae_dfer.train --recipe dfew --data prepared/dfew --fold 1 --init-from voxceleb2.pth
 """
@@ -115,7 +115,7 @@ def report(layout: Layout, store: Store, output: Path, workers: int) -> int:
     find_duplicates(layout.root, store, workers)
     with counting_bar("look for faces", sample_size(store)) as advance:
         findings = find_faults(layout, store, workers, advance)
-    write_tables(layout, store, output)
+    write_tables(layout, store, output, verdict(findings))
     write_page(layout, store, findings, output / "report.html", workers)
     print_report(layout, store, findings, output)
     return 1 if any(finding.is_fault for finding in findings) else 0

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-
 from mae_dfer.data.faces import FaceDetector, find_tracks, main_track, write_crops, write_frames
 from mae_dfer.data.faces.crops import SIZE
 from mae_dfer.data.folders import VIDEO_SUFFIXES
@@ -26,7 +24,7 @@ from mae_dfer.files import encodable, write_atomically
 FOLDER, STORE, TABLE = "faces", "crops.sqlite3", "faces.csv"
 _CHUNK = 2  # clips that a process is given at a time: few, since a kill costs those that are not recorded yet
 FORMATS = ("mp4", "frames")
-NO_FACE = "no face was found in it"
+NO_FACE = "no face was found in it for half a second or more"
 _SHORT = 0.9  # of a clip's frames, that its crop should have
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\..+)?")
 _COLUMNS = ("path", "crop", "frames", "first_frame", "frames_cropped", "faces", "fault")
@@ -44,10 +42,10 @@ class Cropping:
     format: str = "mp4"
     face_model: Path | None = None
 
-    @property
-    def key(self) -> str:
+    def key(self, convention: str) -> str:
         """Changes with what would change the crops."""
-        return f"{self.format} {SIZE} {self.face_model or ''}"
+        model = self.face_model and (str(self.face_model.resolve()), self.face_model.stat().st_mtime_ns)
+        return f"{convention} {self.format} {SIZE} {model}"
 
 
 class Crop(NamedTuple):
@@ -97,8 +95,9 @@ def crop_faces(
     for done in in_processes(work, _changed(layout, store, folder, how, advance), workers, _lost, _CHUNK):
         store.save_crops(done)
         advance(len(done))
+    _remove_others(store, folder)
     _write_table(store, output / TABLE)
-    findings = [*layout.findings, *_find_faults(store)]
+    findings = [*layout.findings, *_find_faults(layout, store)]
     return replace(layout, root=folder, entries=_entries(store), findings=findings, is_cropped=True,
                    cropped_by="prepare")  # fmt: skip
 
@@ -117,15 +116,18 @@ def _changed(
         "LEFT JOIN crops USING (path) ORDER BY number"
     )
     taken: set[str] = set()
+    made_by = how.key(layout.convention)
+    faulty: list[Crop] = []
     for path, stamp, fault, known_crop, known_key, known_fault in list(store.ask(query)):
-        crop, key = _name(path, how.format, taken), f"{how.key} {stamp}"
+        crop, key = _name(path, how.format, taken), f"{made_by} {stamp}"
         if fault:
             _remove(folder / crop)
-            store.save_crops([Crop(path, crop, key, fault=fault)])
+            faulty.append(Crop(path, crop, key, fault=fault))
         elif (known_crop, known_key) != (crop, key) or (not known_fault and not (folder / crop).exists()):
             yield os.path.join(layout.root, path), f"{path}\0{crop}", key
             continue
         advance(1)
+    store.save_crops(faulty)
 
 
 def _name(path: str, format: str, taken: set[str]) -> str:
@@ -167,7 +169,6 @@ def _lost(item: Item) -> Crop:
 
 @functools.cache
 def _detector(model: Path | None) -> FaceDetector:
-    cv2.setNumThreads(1)  # there is a process for each core
     return FaceDetector(model)
 
 
@@ -195,22 +196,45 @@ def _entries(store: Store) -> Iterator[Entry]:
         yield Entry(crop, label, tuple(splits.split(",")), subject)
 
 
-def _find_faults(store: Store) -> Iterator[Finding]:
+def _find_faults(layout: Layout, store: Store) -> Iterator[Finding]:
     """What was cut out, but perhaps not as it should be. Clips without a crop are unreadable ones of the new set."""
+    if layout.is_cropped:
+        text = "the set's own frames are said to be faces already; without --crop-faces they are taken as published"
+        yield Finding(text, False)
+    else:
+        yield Finding(
+            "faces were cut out by this package, which does not align them; published results have other crops (of the "
+            "lab sets: OpenFace's), so scores may differ", False,
+        )  # fmt: skip
     query = "SELECT path, crops.frames, cropped, faces FROM clips JOIN crops USING (path) WHERE crops.fault = ''"
     short, several = [], []
     for path, frames, cropped, faces in store.ask(f"{query} ORDER BY number"):
         if cropped < _SHORT * frames:
             short.append(f"{path}: {cropped} of {frames} frames")
         if faces > 1:
-            several.append(f"{path}: {faces} faces")
+            several.append(f"{path}: {faces} times")
     for what, found in (
-        ("show the face in less than 90 % of their frames, which alone are in the crop", short),
-        ("show several faces, of which the one that is largest for longest was cut out", several),
-    ):
+        ("less than 90 % of the frames show the face; the crop has those alone", short),
+        ("faces come several times, of different people or of one who was away; the largest for longest is cut out",
+         several),
+    ):  # fmt: skip
         if found:
-            text = f"{len(found):,} clips {what}; {TABLE} has a line for each clip"
-            yield Finding(text, False, tuple(found[:SHOWN]))
+            clips = "in 1 clip" if len(found) == 1 else f"in {len(found):,} clips"
+            yield Finding(f"{clips}, {what}; {TABLE} has a line for each clip", False, tuple(found[:SHOWN]))
+
+
+def _remove_others(store: Store, folder: Path) -> None:
+    """Removes crops of clips that are gone, or of another format."""
+    known = {crop for (crop,) in store.ask("SELECT crop FROM clips JOIN crops USING (path) WHERE crops.fault = ''")}
+    for parent, folders, files in os.walk(folder, topdown=False):
+        place = Path(parent).relative_to(folder)
+        if place.as_posix() in known:
+            continue
+        for name in files:
+            if place.joinpath(name).as_posix() not in known:
+                Path(parent, name).unlink()
+        if place.parts and not any(Path(parent, name).exists() for name in (*folders, *files)):
+            os.rmdir(parent)
 
 
 def _write_table(store: Store, path: Path) -> None:

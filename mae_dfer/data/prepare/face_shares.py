@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mae_dfer.data.faces import FaceDetector
 
 SAMPLE = 200  # clips, evenly spread over the set
-_MANY = 0.1  # of the sample, without a face
+_MANY = 0.1  # of the sample
 _SAMPLED = "clips JOIN inspections USING (path) WHERE fault = '' AND number % ? = 0"
 _LOOKED_AT = "clips JOIN inspections USING (path) WHERE fault = '' AND face_share IS NOT NULL"
 
@@ -91,7 +91,7 @@ def find_whole_frames(layout: Layout, store: Store) -> Iterator[Finding]:
     query = f"SELECT count(*), total(face_share = 0), total({is_small}) FROM {_LOOKED_AT}"
     total, without, small = map(int, next(store.ask(query, least)))
     if small:
-        are_whole = small > (total - without) / 2
+        are_whole = small > _MANY * (total - without)
         remedy = "take the crops, or use --crop-faces" if layout.is_cropped else "run this again with --crop-faces"
         found = f"the largest face fills less than {least:.0%} of the frame in {small:,} of {total:,} clips looked at"
         yield Finding(

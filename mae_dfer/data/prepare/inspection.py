@@ -19,6 +19,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
+
 from mae_dfer.data.images import is_frame
 from mae_dfer.data.prepare.store import MISSING, Inspection, Store
 from mae_dfer.data.video import VideoError, VideoWarning, open_video
@@ -104,6 +106,7 @@ def _prepare_process() -> None:
     """Ctrl-C ends the command, which ends its processes; where it is killed, they end by themselves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore", VideoWarning)  # frames of different sizes are in the table
+    cv2.setNumThreads(1)  # there is a process for each core
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=[parent], daemon=True).start()

@@ -219,4 +219,8 @@ def is_visible(name: str) -> bool:
 
 
 def is_prepared(folder: Path) -> bool:
-    return (folder / INSPECTIONS).is_file()
+    """Whether this package wrote the folder."""
+    try:
+        return any((folder / name).is_file() for name in (INSPECTIONS, "dataset.json"))
+    except OSError:  # it may not be looked into
+        return False

@@ -170,7 +170,7 @@ def _facts(layout: Layout, store: Store) -> list[tuple[str, str]]:
         ("size", f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"),
         ("folds", str(layout.folds or "none; the set has one split")),
         ("frames", f"faces, cut out by {layout.cropped_by}" if layout.is_cropped else "whole frames"),
-        ("stride", f"one of {layout.stride} frames" if layout.stride > 1 else "every frame"),
+        ("stride", f"every {layout.stride}th frame" if layout.stride > 1 else "every frame"),
     ]
 
 

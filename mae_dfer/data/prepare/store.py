@@ -152,9 +152,13 @@ class Store:
                 self._connection.execute("INSERT INTO roots VALUES (?)", (path,))
 
     def stamps(self) -> Iterator[tuple[str, str]]:
-        """Each clip's path, and its stamp when it was last inspected (empty for never), in order."""
-        query = "SELECT clips.path, coalesce(stamp, '') FROM clips LEFT JOIN inspections USING (path) ORDER BY number"
-        return self.ask(query)
+        """Each clip's path, and its stamp when it was last inspected, in order; empty for one to inspect in any case.
+
+        Such are new ones, and those with a fault: mending a frame in its folder leaves the folder's time as it is.
+        """
+        stamp = "CASE WHEN fault != '' AND stamp != ? THEN '' ELSE coalesce(stamp, '') END"
+        query = f"SELECT clips.path, {stamp} FROM clips LEFT JOIN inspections USING (path) ORDER BY number"
+        return self.ask(query, MISSING)
 
     def save(self, inspections: Iterable[Inspection]) -> None:
         with self._told(), self._connection:

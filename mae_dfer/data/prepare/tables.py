@@ -7,11 +7,13 @@ import functools
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mae_dfer import __version__
+from mae_dfer.data.images import is_frame
 from mae_dfer.data.labels import UNLABELLED
 from mae_dfer.data.prepare.layout import PRETRAIN, TEST, TRAIN, Layout
 from mae_dfer.data.prepare.store import Store
@@ -31,8 +33,10 @@ def check_output(layout: Layout, output: Path) -> None:
 
     Within the folder of the downloaded set is a place like another.
     """
-    if output.resolve() == layout.root.resolve():
-        raise UserError(f"--output {output} is the folder of the clips; give another folder for the lists")
+    place = output.resolve()
+    holds_clips = place.is_dir() and any(is_frame(name) for name in os.listdir(place))
+    if place == layout.root.resolve() or (place.is_relative_to(layout.root.resolve()) and holds_clips):
+        raise UserError(f"--output {output} is the folder of the clips, or of one; give another for the lists")
     try:
         facts = json.loads((output / FACTS).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -42,7 +46,7 @@ def check_output(layout: Layout, output: Path) -> None:
         raise UserError(f"{output} holds the lists of {known}; give another folder as --output for {layout.set}")
 
 
-def write_tables(layout: Layout, store: Store, output: Path) -> None:
+def write_tables(layout: Layout, store: Store, output: Path, verdict: str = "") -> None:
     """Writes the lists, ``clips.csv`` and, last, ``dataset.json``, with which the folder is whole.
 
     Clips that cannot be read are in ``clips.csv`` alone. A list of nothing is not written. Files that would not change
@@ -64,7 +68,7 @@ def write_tables(layout: Layout, store: Store, output: Path) -> None:
             (output / name).unlink()
         else:
             _write(output / name, files[name]())
-    text = json.dumps(_facts(layout, store, hashes, output), indent=2) + "\n"
+    text = json.dumps(_facts(layout, store, hashes, output) | {"verdict": verdict}, indent=2) + "\n"
     if _hash_file(output / FACTS) != _hash([text]):
         _write(output / FACTS, [text])
 

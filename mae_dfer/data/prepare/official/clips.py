@@ -27,6 +27,7 @@ class Form:
         is_published: whether the published results used them.
         stride: every how many frames the published training takes one; of clips made for another stride, that one.
         is_cropped: whether the frames are faces that were cut out.
+        renamed: another name of the same clips, which is taken for this one where they are not there.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Form:
     is_published: bool = False
     stride: int = 4
     is_cropped: bool = True
+    renamed: str = ""
 
 
 def choose_form(title: str, forms: Sequence[Form], asked: str | None, root: Path, home: Path) -> tuple[Form, Path]:
@@ -59,6 +61,8 @@ def choose_form(title: str, forms: Sequence[Form], asked: str | None, root: Path
     if not there:
         raise UserError(f"{root} has no clips of {title}; it must hold a folder of one of these names: {known}")
     chosen = {folder: form for folder, form in there.items() if asked is None or _is_called(form, asked)}
+    if asked is not None and not chosen:
+        chosen = {folder: form for folder, form in there.items() if form.renamed == asked.lower()}
     if not chosen:
         held = ", ".join(form.name for form in there.values())
         raise UserError(f"there are no clips {asked} of {title}, only {held}; --clips takes one of these: {known}")

@@ -15,8 +15,9 @@ from mae_dfer.errors import UserError
 
 FOLDS = 5
 FORMS = (
-    Form("jpg_256", ("jpg_256", "clip_jpg_256"), "face crops of variable length: clip_224x224, renamed", True),
-    Form("clip_224x224", ("clip_224x224",), "face crops of variable length", True),
+    Form("jpg_256", ("jpg_256", "clip_jpg_256"), "face crops of variable length: clip_224x224, renamed", True,
+         renamed="clip_224x224"),  # fmt: skip
+    Form("clip_224x224", ("clip_224x224",), "face crops of variable length", True, renamed="jpg_256"),
     Form("clip_224x224_avi", ("clip_224x224_avi",), "face crops of variable length as video files"),
     Form("clip_224x224_16f", ("clip_224x224_16f", "clip_224x16f"), "16 frames interpolated from each clip", stride=1),
     Form("original", ("Clip/original",), "whole frames", is_cropped=False),

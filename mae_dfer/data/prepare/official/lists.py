@@ -126,6 +126,9 @@ def _rows(
             yield where, unquote(name) or name, label
         elif number != lines[0][0] or not names_columns(line):
             known = ", ".join(classes) if first is None else f"{first} … {first + len(classes) - 1}"
+            if first and text.strip() == "0":
+                raise UserError(f"{path}:{number}: labels seem to be counted from 0, and the set's start at {first}; "
+                                "take its own lists")  # fmt: skip
             wrong.add(where, f"label {text!r} is none of {known}; the line is left out")
 
 

@@ -11,7 +11,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mae_dfer.data.prepare.layout import MANY, PRETRAIN, Entry, Finding, Layout, Wrong, children, subfolders
+from mae_dfer.data.prepare.layout import (
+    MANY,
+    PRETRAIN,
+    Entry,
+    Finding,
+    Layout,
+    Wrong,
+    children,
+    is_prepared,
+    subfolders,
+)
 from mae_dfer.errors import UserError
 
 _PERSON = re.compile(r"id\d{5}")
@@ -63,7 +73,7 @@ def _entries(base: Path, parts: list[Path], findings: list[Finding]) -> Iterator
                     place = part.joinpath(person, film).relative_to(base).as_posix()
                     for name in _list(part / person / film, wrong, folders=False):
                         yield Entry(f"{place}/{name}", splits=(PRETRAIN,), subject=person)
-            else:
+            elif not is_prepared(part / person):
                 wrong.add(str(part / person), "the folder is not named like a person of the set, and is left out")
     findings += wrong.findings()
 
