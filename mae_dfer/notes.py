@@ -13,5 +13,17 @@ def print_note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
 
 
+def print_notes_once() -> Say:
+    """:func:`print_note`, but for messages that it has printed before."""
+    said: set[str] = set()
+
+    def say(message: str) -> None:
+        if message not in said:
+            said.add(message)
+            print_note(message)
+
+    return say
+
+
 def keep_quiet(message: str) -> None:
     """Drops ``message``: for ``say`` where another process prints it."""

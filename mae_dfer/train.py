@@ -129,7 +129,7 @@ def parse_config(argv: Sequence[str] | None) -> tuple[TrainConfig, Path | None, 
         elif name in TrainConfig.__dataclass_fields__:
             setattr(config, name, value)
     if "redo" in given and (resume is None or config.stage == "evaluate"):
-        raise UserError("--redo takes the run to fine-tune again as --resume RUN, and a --stage that trains")
+        raise UserError("--redo needs --resume RUN, the run to fine-tune again, and a --stage that trains")
     if config.recipe is not None:
         config.recipe = find_recipe(config.recipe)
     check(config, resuming=resume is not None)

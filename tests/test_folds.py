@@ -342,3 +342,10 @@ def test_what_others_wrote_is_told_before_the_first_fold(
     assert run(folder, tmp_path / "out") == 2
     assert str(path) in (error := capsys.readouterr().err) or path.name in error
     assert not (tmp_path / "out" / "fold-1").exists() and path.read_text() == "mine"
+
+
+def test_folds_that_pre_train_begin_from_given_weights_too(folder: Path, tmp_path: Path) -> None:
+    start, output = tmp_path / "start", tmp_path / "out"
+    assert train(["--data", str(folder), "--stage=pretrain", "--fold=1", "--output-dir", str(start), *SMALL]) == 0
+    assert run(folder, output, "--stage=all", "--init-from", str(start)) == 0
+    assert run(folder, output, "--stage=all", "--init-from", str(start)) == 0

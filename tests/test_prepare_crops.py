@@ -106,3 +106,21 @@ def test_options_of_crops_are_checked_first(crema_d, tmp_path, capsys):
         assert words in capsys.readouterr().err
     assert main(["crema-d", "--root", str(crema_d), "--output", str(tmp_path / "other"), "--format=frames"]) == 2
     assert "--format is for --crop-faces" in capsys.readouterr().err
+
+
+def test_nothing_of_others_is_taken_for_a_crop(crema_d, tmp_path, capsys):
+    output = tmp_path / "prepared"
+    (output / "faces").mkdir(parents=True)
+    own = output / "faces" / "own.jpg"
+    own.write_bytes(b"mine")
+    assert prepare(crema_d, output) == 2
+    assert f"{output / 'faces'} is there and was not written by this command" in capsys.readouterr().err
+    assert own.read_bytes() == b"mine"
+
+
+def test_clips_that_lie_where_crops_would_are_left_alone(crema_d, tmp_path, capsys):
+    root = crema_d.rename(tmp_path / "faces")
+    before = {path: path.read_bytes() for path in root.iterdir()}
+    assert prepare(root, tmp_path) == 2
+    assert f"the clips lie in {root}, where crops would be written" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in root.iterdir()}

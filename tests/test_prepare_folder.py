@@ -207,6 +207,10 @@ def test_a_process_that_is_ended_or_a_clip_that_is_lost_is_the_fault_of_that_cli
         items = [(str(clip), "a.mp4", "1"), (str(clip), "die", "1"), (str(clip), "b.mp4", "1")]
         done = [x for some in inspection.in_processes(die_of_one, items, 2, inspection._lost) for x in some]
         assert [bool(found.fault) for found in done] == [False, True, False]
+        # One at a time, so that a process may be gone when it is given the next clip.
+        items = [(str(clip), "die" if number == 4 else f"{number}.mp4", "1") for number in range(12)]
+        found = inspection.in_processes(die_of_one, items, 1, inspection._lost, 1)
+        assert [bool(one.fault) for some in found for one in some] == [number == 4 for number in range(12)]
         store.list_clips([Entry("a.mp4"), Entry("gone.mp4"), Entry("gone")])
         inspection.inspect_clips(tmp_path, store, 1, lambda some: None)
         found = dict(store.ask("SELECT path, fault FROM inspections"))
@@ -292,3 +296,11 @@ def test_twenty_thousand_clips_take_no_more_memory_than_two_thousand(tmp_path):
     few, many = map(int, re.findall(r"^peak (\d+)$", printed, re.MULTILINE))
     assert len(lines(tmp_path / "many/out/pretrain.txt")) == 20_000
     assert many - few < 5_500, "KiB; the clips alone would take more"
+
+
+def test_a_folder_with_lists_of_somebody_else_is_not_written_to(dfew, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.txt").write_text("a.mp4 0\n")
+    assert prepare("dfew", dfew, tmp_path / "mine") == 2
+    assert "holds train.txt, which this command did not write" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "train.txt").read_text() == "a.mp4 0\n"

@@ -652,8 +652,9 @@ def test_options_that_would_have_no_effect_are_refused(run: Path, capsys: pytest
         assert "--init-from would have no effect" in error
     error = error_of(["--resume", str(run), "--init-from", str(run), "--redo=finetune"], capsys)
     assert "has pretrain checkpoints" in error and weights(run).exists()
-    assert "--redo takes the run" in error_of(["--redo=finetune", *SMALL], capsys)
-    assert "--redo takes the run" in error_of(["--resume", str(run), "--redo=finetune", "--stage=evaluate"], capsys)
+    assert "--redo needs --resume RUN" in error_of(["--redo=finetune", *SMALL], capsys)
+    error = error_of(["--resume", str(run), "--redo=finetune", "--stage=evaluate"], capsys)
+    assert "--redo needs --resume RUN" in error
 
 
 def test_where_a_classifier_begins_is_said(

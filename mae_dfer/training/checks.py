@@ -126,13 +126,14 @@ def check_description(config: TrainConfig, data: DatasetFolder, given: Collectio
         return
     kind = f" ({found.clips})" if found.clips else ""
     clips = f"{data.folder / 'dataset.json'}: its clips{kind} want --stride {stride}"
+    if config.stage == "evaluate":  # it takes the stride of its classifier
+        return
     if config.recipe:
         raise UserError(
-            f"{clips}, and --recipe {config.recipe} takes every {config.stride}th frame: "
+            f"{clips}, and --recipe {config.recipe} has --stride {config.stride}: "
             f"give --stride {stride}, or --stride {config.stride} if you mean that"
         )
-    if config.stage != "evaluate":  # which takes the stride of its classifier
-        say(f"{clips}, and this run has --stride {config.stride}")
+    say(f"{clips}, and this run has --stride {config.stride}")
 
 
 def _check_mask(clips: ClipConfig, model: ModelConfig) -> None:

@@ -29,6 +29,7 @@ from ..data.prepared import find_folds
 from ..errors import UserError
 from ..files import printable, write_atomically
 from ..models import ModelConfig
+from ..notes import Say, print_notes_once
 from .checkpoints import find_weights, hash_file, list_checkpoints
 from .hardware import Hardware
 from .inputs import open_data
@@ -37,6 +38,7 @@ from .progress import console
 from .provenance import describe_data, hash_settings, settings_that_count
 from .run import refuse_data, refuse_existing
 from .stages import check_lists, run_one
+from .weights import BEGINNINGS
 
 _SHOWN = 3  # settings in a message
 _SCORES = ("uar", "war", "macro_f1", "weighted_f1")
@@ -68,14 +70,15 @@ def run_folds(config: TrainConfig, model: ModelConfig, hardware: Hardware, given
     wanted, known = choose_folds(config)
     output = Path(str(config.output_dir))
     hardware.decide(lambda: _refuse_output(output, Path(config.data)))
-    folds = {number: _plan(config, number, hardware) for number in known}
+    say = print_notes_once()  # not for each fold
+    folds = {number: _plan(config, number, hardware, say) for number in known}
     for number in wanted:
         fold = folds[number]
         if fold.state == "new":
             hardware.decide(lambda path=fold.path: refuse_existing(path))  # type: ignore[misc]
         if fold.state != "finished":
             resume = fold.path if fold.state == "begun" else None
-            check_lists(fold.config, fold.data, model, hardware, given, resume)
+            check_lists(fold.config, fold.data, model, hardware, given, resume, say)
     for place, number in enumerate(wanted, start=1):
         fold = folds[number]
         if hardware.is_main:
@@ -101,6 +104,8 @@ def _refuse_output(output: Path, data: Path) -> str:
         values = json.loads((output / "folds.json").read_bytes())
     except FileNotFoundError:
         return ""
+    except NotADirectoryError:
+        raise UserError(f"--output-dir {output} is a file; --folds takes a folder") from None
     except (OSError, ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or "folds_of_the_set" not in values:
@@ -132,10 +137,10 @@ def choose_folds(config: TrainConfig) -> tuple[list[int], list[int]]:
     return numbers, known
 
 
-def _plan(config: TrainConfig, number: int, hardware: Hardware) -> Fold:
+def _plan(config: TrainConfig, number: int, hardware: Hardware, say: Say) -> Fold:
     path = Path(str(config.output_dir)) / f"fold-{number}"
     own = dataclasses.replace(copy.deepcopy(config), fold=number, folds=None, output_dir=str(path))
-    data = open_data(own, hardware)
+    data = open_data(own, hardware, say)
     return Fold(number, own, data, hardware.decide(lambda: _find_state(own, data, path)))
 
 
@@ -177,12 +182,13 @@ def _compare_data(path: Path, data: DatasetFolder, config: TrainConfig) -> None:
     if "train" in trained and trained["train"] != now["train"]:
         raise _other_lists(path, data, ["train"])
     init = metadata.get("init") or {}
-    if config.init_from is not None and init.get("sha256"):
-        source = find_weights(config.init_from, ("pretrain", "finetune"))
+    # With stage all, it begins from the fold's own pre-training. What is gone can begin no other fold.
+    if config.stage == "finetune" and init.get("sha256") and config.init_from and os.path.exists(config.init_from):
+        source = find_weights(config.init_from, BEGINNINGS)
         if _hash_once(source, source.stat().st_mtime_ns) != init["sha256"]:
             raise UserError(
-                f"{path} began from other weights than {source} holds now, and the folds of one score begin from the "
-                "same; give those as --init-from, or another --output-dir"
+                f"{path} began from other weights than {source} holds now; all folds must begin from the same: "
+                "give those as --init-from, or another --output-dir"
             )
 
 
@@ -224,6 +230,8 @@ def _show(value: Any) -> str:
 def _write_summary(config: TrainConfig, folds: list[Fold]) -> str:
     """Writes folds.json of those of ``folds``, all of the set, that are finished: by other processes, too."""
     finished = [fold for fold in folds if _find_state(fold.config, fold.data, fold.path) == "finished"]
+    if not finished:  # another process has just begun to score the only one again
+        return ""
     scores = {fold.number: json.loads((fold.path / "metrics.json").read_bytes()) for fold in finished}
     means = {}
     for name in _SCORES:

@@ -14,14 +14,14 @@ from ..data import ClipConfig, ClipDataset, DatasetFolder, EpochSampler, make_lo
 from ..data.lists import hash_samples
 from ..errors import UserError
 from ..models import ModelConfig
-from ..notes import keep_quiet, print_note
+from ..notes import Say, keep_quiet, print_note
 from .hardware import Hardware
 
 
-def open_data(config: TrainConfig, hardware: Hardware) -> DatasetFolder:
+def open_data(config: TrainConfig, hardware: Hardware, say: Say | None = None) -> DatasetFolder:
     """The folder of ``--data``; ``demo`` is generated first where it is missing (by the main process)."""
     if config.data != "demo":
-        say = print_note if hardware.is_main else keep_quiet
+        say = (say or print_note) if hardware.is_main else keep_quiet
         return open_dataset(config.data, stage=config.stage, fold=config.fold, root=config.data_root, say=say)
     if config.fold is not None:
         raise UserError(f"the demo set has no folds; leave out --fold {config.fold}, or give another --data")

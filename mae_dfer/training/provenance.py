@@ -61,10 +61,8 @@ def describe_code() -> dict[str, Any]:
     """Versions of what computes, and the commit of the checkout that this package is in; JSON-ready."""
     versions = {"python": platform.python_version(), "mae_dfer": __version__}
     for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        if (version := _version(name)) is not None:
+            versions[name] = version
     versions["torch"] = torch.__version__  # says of which build it is
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
@@ -96,13 +94,20 @@ def _git(root: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+def _version(package: str) -> str | None:
+    """None where the package was installed under another name."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def describe_decoder(name: str) -> dict[str, Any]:
     """What reads video files, with its version, and FFmpeg's libraries; and what reads frames that are images."""
-    package = {"pyav": "av"}.get(name, name)
-    decoder: dict[str, Any] = {"name": name, "version": importlib.metadata.version(package)}
+    decoder: dict[str, Any] = {"name": name, "version": _version({"pyav": "av"}.get(name, name))}
     if name != "pyav":  # which reads the files that the other does not
-        decoder["otherwise"] = {"name": "pyav", "version": importlib.metadata.version("av")}
-    decoder["images"] = {"name": "pillow", "version": importlib.metadata.version("pillow")}
+        decoder["otherwise"] = {"name": "pyav", "version": _version("av")}
+    decoder["images"] = {"name": "pillow", "version": _version("pillow")}
     libraries = {library: ".".join(map(str, version)) for library, version in av.library_versions.items()}
     return decoder | {"ffmpeg": av.ffmpeg_version_info, "libraries": libraries}
 

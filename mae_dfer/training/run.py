@@ -105,7 +105,7 @@ class RunFolder:
             # An evaluation takes settings from the classifier, and is no reason to change those of a run that trains.
             if (resume is None) == (config.stage == "evaluate"):
                 run.settings = config
-            if resume is not None:
+            if resume is not None and run.settings is not None:
                 run.changed = _compare(TrainConfig.load(path / "config.json"), config)
             return run
         except BaseException:
@@ -211,13 +211,20 @@ class RunFolder:
         """Whether fine-tuning was to begin again, and a kill came before the old one was set aside."""
         return (self.path / _REDO).exists()
 
-    def begin_redo(self) -> None:
-        if self.write:
-            (self.path / _REDO).touch()
+    def begin_redo(self, starts_anew: bool) -> None:
+        """Notes that fine-tuning is to begin again, until it has a checkpoint.
 
-    def end_redo(self) -> None:
+        Args:
+            starts_anew: whether from the weights of --init-from, though the run has pre-training of its own.
+        """
         if self.write:
-            (self.path / _REDO).unlink(missing_ok=True)
+            write_atomically(self.path / _REDO, lambda path: path.write_text(json.dumps(starts_anew) + "\n"))
+
+    def redo_starts_anew(self, default: bool) -> bool:
+        """What :meth:`begin_redo` noted; ``default`` where no redo is pending."""
+        with contextlib.suppress(OSError, ValueError):
+            return bool(json.loads((self.path / _REDO).read_text())) or default
+        return default
 
     def list_checkpoints(self, stage: str) -> list[Checkpoint]:
         """Oldest first."""
@@ -249,6 +256,8 @@ class RunFolder:
         place = {"stage": stage, "epoch": epoch, "step": step, "state_sha256": hash_file(checkpoint.state)}
         with self._settings_written():
             save_weights(model, checkpoint.weights, metadata | place)
+        if stage == "finetune":
+            (self.path / _REDO).unlink(missing_ok=True)
         for old in self.list_checkpoints(stage)[: -max(keep, 1)]:
             old.weights.unlink(missing_ok=True)
             old.state.unlink(missing_ok=True)
@@ -354,6 +363,7 @@ def _is_run(folder: Path) -> bool:
 
 def refuse_data(path: Path, data: Path) -> None:
     """Refuses a run among the clips: its pictures would be clips of the next one."""
+    data = data.expanduser()
     lists = any((data / f"{name}.txt").exists() for name in ("train", "pretrain", "test")) or bool(find_folds(data))
     inside = [path.resolve(), *(() if lists else path.resolve().parents)]
     if data.resolve() in inside:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..models import ModelConfig
 from ..models.layers import longest_region
 from ..models.memory import tell_exhaustion
-from ..notes import keep_quiet, print_note
+from ..notes import Say, keep_quiet, print_note
 from ..recipes import load_recipe
 from . import pictures, provenance
 from .checkpoints import find_weights
@@ -34,7 +34,7 @@ from .loop import FREE, fit
 from .pretrain import PretrainTask
 from .progress import console
 from .run import RunFolder
-from .weights import load_classifier, start_from
+from .weights import BEGINNINGS, load_classifier, start_from
 
 
 def check_lists(
@@ -44,6 +44,7 @@ def check_lists(
     hardware: Hardware,
     given: Collection[str],
     resume: Path | None,
+    say: Say = print_note,
 ) -> None:
     """Refuses lists with which a run would fail, or that are not those of its recipe.
 
@@ -52,7 +53,7 @@ def check_lists(
         resume: the run that goes on: it was compared with dataset.json when it began.
     """
     if resume is None:
-        check_description(config, data, given, print_note if hardware.is_main else keep_quiet)
+        check_description(config, data, given, say if hardware.is_main else keep_quiet)
     check_inputs(config, data, model, hardware)
 
 
@@ -182,19 +183,18 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
             f"{run.path} has {first} checkpoints to go on from, so --init-from would have no effect; "
             "leave it out, or start a new run with it"
         )
-    done = whole["pretrain"][-1].epoch if whole["pretrain"] else 0
-    if "pretrain" in stages(config) and whole["finetune"] and done < config.pretrain.epochs:
+    done = whole["pretrain"][-1].epoch if whole["pretrain"] else None
+    if "pretrain" in stages(config) and whole["finetune"] and (done or 0) < config.pretrain.epochs:
         raise UserError(
-            f"{run.path}: {done} of now {config.pretrain.epochs} epochs of pre-training are done, and its "
+            f"{run.path}: {done or 0} of now {config.pretrain.epochs} epochs of pre-training are done, and its "
             "classifier began without the rest; --redo finetune pre-trains on and fine-tunes from the start, "
             "--stage finetune goes on with the classifier as it is"
         )
     if redo:
         check_redo(config, run, given, done)
-        run.begin_redo()  # a kill that comes before its end leaves it to the next call
+        run.begin_redo("init_from" in given)  # a kill that comes before its end leaves it to the next call
         run.save_settings()
         run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
-        run.end_redo()
     for name in stages(config):
         unfinished = [one for one in run.list_checkpoints(name) if not one.is_whole]
         run.set_aside(unfinished, f"weights of {name} without a trainer state, so never finished")
@@ -203,26 +203,28 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
     return ""
 
 
-def check_redo(config: TrainConfig, run: RunFolder, given: Collection[str], done: int) -> None:
+def check_redo(config: TrainConfig, run: RunFolder, given: Collection[str], done: int | None) -> None:
     """Raises UserError where fine-tuning could not begin again: before what there is of it is set aside.
 
     Args:
-        done: epochs of pre-training in the run.
+        done: epochs of pre-training in the run; None where it has none of its own.
     """
-    if done:
+    if done is not None:
         changed = [one.split()[0] for one in run.changed]
         kept = [name for name in changed if name.startswith("pretrain.") and name != "pretrain.epochs"]
         if done < config.pretrain.epochs and "seed" in changed and "pretrain" in stages(config):
             kept.append("seed")
         if kept:
             raise UserError(
-                f"{run.path} keeps its pre-training, of {done} epochs, as it began; leave out "
-                f"{', '.join(flag(name) for name in kept)}, or start a new run"
+                f"{run.path} has {done} epochs of pre-training with other settings than {', '.join(map(flag, kept))} "
+                "now; leave those as they were (--finetune-… are of fine-tuning alone), or start a new run"
             )
-    source = run.path if done and "init_from" not in given else config.init_from
-    if source is not None and (config.stage == "finetune" or not done):
-        wanted = configure_classifier(config) if config.stage == "finetune" else configure_autoencoder(config)
-        check_sizes(wanted, find_weights(source), config.weights)
+    own = done is not None and not run.redo_starts_anew("init_from" in given)
+    if config.stage == "finetune" and (own or config.init_from is not None):
+        source = find_weights(run.path, ("pretrain",)) if own else find_weights(str(config.init_from), BEGINNINGS)
+        check_sizes(configure_classifier(config), source, config.weights)
+    elif config.stage == "all" and done is None and config.init_from is not None:
+        check_sizes(configure_autoencoder(config), find_weights(config.init_from, ("pretrain",)), config.weights)
 
 
 # The two stages are functions of their own so that the decoding processes of one, and the videos they keep in
@@ -256,7 +258,8 @@ def finetune(
     if not run.list_checkpoints("finetune"):
         source, weights = config.init_from, config.weights
         # The run's own pre-training, unless other weights are asked for.
-        if config.stage == "all" or (run.list_checkpoints("pretrain") and "init_from" not in given):
+        asked = run.redo_starts_anew("init_from" in given)
+        if config.stage == "all" or (run.list_checkpoints("pretrain") and not asked):
             source, weights = str(run.path), "auto"
         if source is None:
             tell_scratch(config, run, "the classifier is trained from scratch")

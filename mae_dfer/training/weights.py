@@ -29,6 +29,7 @@ from .finetune import build_classifier
 from .progress import console
 from .run import RunFolder
 
+BEGINNINGS = ("pretrain", "finetune")  # of a run, whose checkpoints a classifier begins from: the first that it has
 _HEAD = ("head.weight", "head.bias")  # our names, and the published ones
 
 
@@ -53,7 +54,7 @@ def start_from(
         ``path`` of the file, and its ``sha256``; the latter for the main process alone.
     """
     pretraining = model.config.is_mae
-    weights_path = find_weights(path, stages=("pretrain",) if pretraining else ("pretrain", "finetune"))
+    weights_path = find_weights(path, stages=("pretrain",) if pretraining else BEGINNINGS)
     report = _load(model, weights_path, weights, classes)
     init = {"path": str(weights_path), "sha256": hash_file(weights_path) if run.write else ""}
     run.log(

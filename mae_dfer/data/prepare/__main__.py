@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mae_dfer.cli import Parser, RawHelp, command
+from mae_dfer.data.faces import FaceDetector
 from mae_dfer.data.prepare.crop import FORMATS, Cropping, crop_faces, save_faults
 from mae_dfer.data.prepare.crop import STORE as CROPS
 from mae_dfer.data.prepare.face_shares import sample_size
@@ -71,7 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--output {output} is the data set itself; give another folder, in which lists are written")
     if not options.crop_faces and (options.format or options.face_model):
         raise UserError(f"{'--format' if options.format else '--face-model'} is for --crop-faces; give that, too")
-    cropping = Cropping(options.format or "mp4", options.face_model) if options.crop_faces else None
+    cropping = None
+    if options.crop_faces:
+        cropping = Cropping(options.format or "mp4", options.face_model and options.face_model.expanduser())
+        FaceDetector(cropping.face_model)  # now: the clips take hours
     layout = READERS[options.set](root, options.clips)
     check_output(layout, output)
     output.mkdir(parents=True, exist_ok=True)

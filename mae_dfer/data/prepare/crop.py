@@ -19,12 +19,14 @@ from mae_dfer.data.prepare.inspection import Item, in_processes
 from mae_dfer.data.prepare.layout import Entry, Finding, Layout
 from mae_dfer.data.prepare.store import MISSING, SHOWN, Inspection, Store
 from mae_dfer.data.video import VideoError, open_video
+from mae_dfer.errors import UserError
 from mae_dfer.files import encodable, write_atomically
 
 FOLDER, STORE, TABLE = "faces", "crops.sqlite3", "faces.csv"
 _CHUNK = 2  # clips that a process is given at a time: few, since a kill costs those that are not recorded yet
 FORMATS = ("mp4", "frames")
-NO_FACE = "no face was found in it for half a second or more"
+NO_FACE = "no face was found in it"
+_MARKER = ".crops"  # in a folder that this command made
 _SHORT = 0.9  # of a clip's frames, that its crop should have
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\..+)?")
 _COLUMNS = ("path", "crop", "frames", "first_frame", "frames_cropped", "faces", "fault")
@@ -85,11 +87,10 @@ def crop_faces(
         The layout of the crops. Clips without one are in it, too: see :func:`save_faults`.
 
     Raises:
-        UserError: the face model cannot be used.
+        UserError: ``faces`` is there and is not of this command.
     """
-    FaceDetector(how.face_model)  # before the processes, which would all fail
     folder = output / FOLDER
-    folder.mkdir(exist_ok=True)
+    _claim(layout, folder)
     _remove_leftovers(folder)
     work = functools.partial(_crop, folder=str(folder), how=how)
     for done in in_processes(work, _changed(layout, store, folder, how, advance), workers, _lost, _CHUNK):
@@ -100,6 +101,16 @@ def crop_faces(
     findings = [*layout.findings, *_find_faults(layout, store)]
     return replace(layout, root=folder, entries=_entries(store), findings=findings, is_cropped=True,
                    cropped_by="prepare")  # fmt: skip
+
+
+def _claim(layout: Layout, folder: Path) -> None:
+    """Makes the folder of the crops, in which what is no crop is removed. Refuses one of somebody else."""
+    if layout.root.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"the clips lie in {folder}, where crops would be written; give another --output")
+    if folder.is_symlink() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _MARKER).exists()):
+        raise UserError(f"{folder} is there and was not written by this command; give another --output")
+    folder.mkdir(exist_ok=True)
+    (folder / _MARKER).touch()
 
 
 def save_faults(store: Store, crops: Store) -> None:
@@ -121,9 +132,14 @@ def _changed(
     for path, stamp, fault, known_crop, known_key, known_fault in list(store.ask(query)):
         crop, key = _name(path, how.format, taken), f"{made_by} {stamp}"
         if fault:
-            _remove(folder / crop)
+            if stamp != MISSING:  # else its disk may be back tomorrow
+                _remove(folder / crop)
             faulty.append(Crop(path, crop, key, fault=fault))
-        elif (known_crop, known_key) != (crop, key) or (not known_fault and not (folder / crop).exists()):
+        elif (
+            (known_crop, known_key) != (crop, key)
+            or known_fault not in ("", NO_FACE)
+            or not (known_fault or (folder / crop).exists())
+        ):
             yield os.path.join(layout.root, path), f"{path}\0{crop}", key
             continue
         advance(1)
@@ -215,7 +231,7 @@ def _find_faults(layout: Layout, store: Store) -> Iterator[Finding]:
             several.append(f"{path}: {faces} times")
     for what, found in (
         ("less than 90 % of the frames show the face; the crop has those alone", short),
-        ("faces come several times, of different people or of one who was away; the largest for longest is cut out",
+        ("several faces were followed (one that goes and comes back counts twice); the largest for longest is cut out",
          several),
     ):  # fmt: skip
         if found:
@@ -225,13 +241,17 @@ def _find_faults(layout: Layout, store: Store) -> Iterator[Finding]:
 
 def _remove_others(store: Store, folder: Path) -> None:
     """Removes crops of clips that are gone, or of another format."""
-    known = {crop for (crop,) in store.ask("SELECT crop FROM clips JOIN crops USING (path) WHERE crops.fault = ''")}
+    query = (
+        "SELECT crop FROM clips JOIN crops USING (path) JOIN inspections USING (path) "
+        "WHERE crops.fault = '' OR inspections.stamp = ?"
+    )
+    known = {crop for (crop,) in store.ask(query, MISSING)}
     for parent, folders, files in os.walk(folder, topdown=False):
         place = Path(parent).relative_to(folder)
         if place.as_posix() in known:
             continue
         for name in files:
-            if place.joinpath(name).as_posix() not in known:
+            if name != _MARKER and place.joinpath(name).as_posix() not in known:
                 Path(parent, name).unlink()
         if place.parts and not any(Path(parent, name).exists() for name in (*folders, *files)):
             os.rmdir(parent)

@@ -50,6 +50,7 @@ _REASONS = (
     Reason("html page", "HTML pages, such as a download page", "download the files themselves"),
     Reason("a text file", "text files", "download the files themselves"),
     Reason("not valid utf-8", "names that are not valid UTF-8", "rename them"),
+    Reason("process that", "a process was ended by them, or for lack of memory", "try fewer --workers", True),
     Reason("no face was found", "no face was found", "look at them, or give another --face-model", True),
     Reason("holds no frames", "folders without frames", "extract their frames again", True),
     Reason("empty", "empty", "download or extract them again", True),

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -72,25 +72,48 @@ def in_processes(
         lost: gives the result for an item whose decoding ends a process, as a defect of a decoder may.
         chunk_size: how many items a process is given at a time.
     """
-    context = _processes()
-    chunks = _batched(items, chunk_size)
-    pool = ProcessPoolExecutor(workers, context, _prepare_process)  # which starts no process before there is work
+    pool = _Pool(workers)
     waiting: deque[tuple[tuple[Item, ...], Future[list[Result]]]] = deque()
     try:
-        for chunk in itertools.chain(chunks, [None]):
+        for chunk in itertools.chain(_batched(items, chunk_size), [None]):
             if chunk is not None:
-                waiting.append((chunk, pool.submit(_work_on, work, chunk)))
+                waiting.append((chunk, pool.submit(work, chunk)))
             while waiting and (chunk is None or len(waiting) > 2 * workers):
                 given, future = waiting.popleft()
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    pool.shutdown(cancel_futures=True)
-                    yield [_alone(work, item, lost) for item in given]
-                    pool = ProcessPoolExecutor(workers, context, _prepare_process)
-                    waiting = deque((other, pool.submit(_work_on, work, other)) for other, _ in waiting)
+                found = _result_of(future) or _result_of(pool.submit(work, given))
+                yield found or [_alone(work, item, lost) for item in given]
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
+
+
+def _result_of(future: Future[list[Result]]) -> list[Result] | None:
+    """None where an item ended its process, or one that was worked on beside them did."""
+    try:
+        return future.result()
+    except (BrokenProcessPool, CancelledError):
+        return None
+
+
+class _Pool:
+    """Processes that are replaced when one of them ends; what was given to them is lost then."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers, self._context = workers, _processes()
+        self._pool = self._open()
+
+    def _open(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._workers, self._context, _prepare_process)  # starts none before there is work
+
+    def submit(self, work: Callable[[Item], Result], items: tuple[Item, ...]) -> Future[list[Result]]:
+        try:
+            return self._pool.submit(_work_on, work, items)
+        except BrokenProcessPool:
+            self.close()
+            self._pool = self._open()
+            return self._pool.submit(_work_on, work, items)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _processes() -> multiprocessing.context.BaseContext:

@@ -15,13 +15,14 @@ from typing import Any
 from mae_dfer import __version__
 from mae_dfer.data.images import is_frame
 from mae_dfer.data.labels import UNLABELLED
-from mae_dfer.data.prepare.layout import PRETRAIN, TEST, TRAIN, Layout
+from mae_dfer.data.prepare.layout import PRETRAIN, TEST, TRAIN, Layout, is_prepared
 from mae_dfer.data.prepare.store import Store
 from mae_dfer.data.sets import CLASSES
 from mae_dfer.errors import UserError
 from mae_dfer.files import encodable, write_atomically
 
 FACTS = "dataset.json"
+_OWN = ("classes.txt", "train.txt", "test.txt", "pretrain.txt", "clips.csv", "fold-1", "report.html")
 _LISTED = (
     "SELECT path, label, splits, subject, frames, width, height, rate, fault FROM clips JOIN inspections USING (path) "
     "ORDER BY number"
@@ -37,6 +38,10 @@ def check_output(layout: Layout, output: Path) -> None:
     holds_clips = place.is_dir() and any(is_frame(name) for name in os.listdir(place))
     if place == layout.root.resolve() or (place.is_relative_to(layout.root.resolve()) and holds_clips):
         raise UserError(f"--output {output} is the folder of the clips, or of one; give another for the lists")
+    if not is_prepared(output):
+        there = next((name for name in _OWN if (output / name).exists()), None)
+        if there is not None:
+            raise UserError(f"{output} holds {there}, which this command did not write; give another --output")
     try:
         facts = json.loads((output / FACTS).read_bytes())
     except (OSError, ValueError, RecursionError):
