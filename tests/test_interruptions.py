@@ -162,3 +162,15 @@ def test_a_signal_while_decoding_processes_start_is_not_lost(capfd: pytest.Captu
         finally:
             armed.clear()
     assert capfd.readouterr().err == "terminated\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_while_torch_is_imported_ends_the_command_in_one_line(number: int, code: int, words: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mae_dfer.train", "--data=/nowhere", "--device=cpu"], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: "libtorch" in Path(f"/proc/{child.pid}/maps").read_text() or child.poll() is not None)
+    child.send_signal(number)
+    assert child.communicate(timeout=60)[1] == f"{words}\n" and child.returncode == code
