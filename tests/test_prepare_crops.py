@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -124,3 +129,23 @@ def test_clips_that_lie_where_crops_would_are_left_alone(crema_d, tmp_path, caps
     assert prepare(root, tmp_path) == 2
     assert f"the clips lie in {root}, where crops would be written" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in root.iterdir()}
+
+
+def test_killed_among_the_crops_it_goes_on_to_the_same_files(crema_d, tmp_path):
+    clean, output = tmp_path / "clean", tmp_path / "killed"
+    prepare(crema_d, clean)
+    command = [sys.executable, "-m", "mae_dfer.data.prepare", "crema-d", "--root", str(crema_d), "--crop-faces"]
+    child = subprocess.Popen(
+        [*command, "--output", str(output), "--workers=1"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while len(list((output / "faces").glob("*.mp4"))) < 3:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert len(list((output / "faces").glob("*.mp4"))) < 18, "it was killed among them"
+    prepare(crema_d, output)
+    names = sorted(path.relative_to(clean) for path in clean.rglob("*") if path.suffix in (".mp4", ".txt", ".csv"))
+    assert len(names) > 18 and not list((output / "faces").glob(".*.tmp*"))
+    assert [(output / name).read_bytes() for name in names] == [(clean / name).read_bytes() for name in names]
