@@ -630,6 +630,24 @@ def test_a_redo_that_a_kill_ends_begins_again(
     assert "finetune: going on" not in shown and "finetune epoch 1/1" in shown and not (run / ".redo").exists()
 
 
+def test_a_redo_from_other_weights_begins_from_them_however_often_it_is_ended(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    other = tmp_path / "other"
+    assert train(["--data", str(folder), "--stage=pretrain", "--output-dir", str(other), *SMALL]) == 0
+    monkeypatch.setattr("mae_dfer.training.stages.finetune", kill)
+    redo = ["--resume", str(run), "--stage=finetune", "--redo=finetune", "--init-from", str(other)]
+    for arguments in (redo, redo[:2], redo[:2]):
+        assert train(arguments) == 130
+    monkeypatch.undo()
+    assert train(redo[:2]) == 0
+    init = json.loads((run / "metrics.json").read_text())["finetune_init"]
+    assert init["path"] == str(weights(other, "pretrain", 1)) and not (run / ".redo").exists()
+
+
 def test_randomness_and_labels_of_a_run_stay_its_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--seed=3", "--shuffle-labels"):
         assert f"is trained with {option.split('=')[0]}" in error_of(["--resume", str(run), option], capsys)

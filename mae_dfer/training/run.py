@@ -42,7 +42,7 @@ from .progress import console
 
 # Of write_atomically for the files of a run, and of the safetensors library.
 _TEMPORARY = re.compile(
-    r"\.(config|metrics|predictions|bad_files|reconstruction|confusion_matrix|\.holder|"
+    r"\.(config|metrics|predictions|bad_files|reconstruction|confusion_matrix|\.holder|\.redo|"
     r"(pretrain|finetune)-epoch-\d+(-step-\d+)?(\.state)?)\.\d+\.tmp(\.[a-z]+)?|\.tmp[A-Za-z0-9]{6}"
 )
 _WRITTEN = (
@@ -208,7 +208,7 @@ class RunFolder:
 
     @property
     def redo_pending(self) -> bool:
-        """Whether fine-tuning was to begin again, and a kill came before the old one was set aside."""
+        """Whether fine-tuning was to begin again, and has no checkpoint yet."""
         return (self.path / _REDO).exists()
 
     def begin_redo(self, starts_anew: bool) -> None:

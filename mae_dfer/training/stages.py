@@ -191,8 +191,9 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
             "--stage finetune goes on with the classifier as it is"
         )
     if redo:
-        check_redo(config, run, given, done)
-        run.begin_redo("init_from" in given)  # a kill that comes before its end leaves it to the next call
+        anew = "init_from" in given if "redo" in given else run.redo_starts_anew("init_from" in given)
+        check_redo(config, run, done, anew)
+        run.begin_redo(anew)  # a kill that comes before its end leaves it to the next call
         run.save_settings()
         run.set_aside(run.list_checkpoints("finetune"), "to be fine-tuned again", results=True)
     for name in stages(config):
@@ -203,11 +204,12 @@ def prepare(config: TrainConfig, run: RunFolder, given: Collection[str] = ()) ->
     return ""
 
 
-def check_redo(config: TrainConfig, run: RunFolder, given: Collection[str], done: int | None) -> None:
+def check_redo(config: TrainConfig, run: RunFolder, done: int | None, starts_anew: bool) -> None:
     """Raises UserError where fine-tuning could not begin again: before what there is of it is set aside.
 
     Args:
         done: epochs of pre-training in the run; None where it has none of its own.
+        starts_anew: whether fine-tuning begins from --init-from although the run has pre-training of its own.
     """
     if done is not None:
         changed = [one.split()[0] for one in run.changed]
@@ -219,7 +221,7 @@ def check_redo(config: TrainConfig, run: RunFolder, given: Collection[str], done
                 f"{run.path} has {done} epochs of pre-training with other settings than {', '.join(map(flag, kept))} "
                 "now; leave those as they were (--finetune-… are of fine-tuning alone), or start a new run"
             )
-    own = done is not None and not run.redo_starts_anew("init_from" in given)
+    own = done is not None and not starts_anew
     if config.stage == "finetune" and (own or config.init_from is not None):
         source = find_weights(run.path, ("pretrain",)) if own else find_weights(str(config.init_from), BEGINNINGS)
         check_sizes(configure_classifier(config), source, config.weights)
