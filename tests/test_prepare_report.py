@@ -54,7 +54,7 @@ def one_process(monkeypatch):
 
 @pytest.fixture
 def small(tmp_path, one_process):
-    """(layout, store) of five clips, of which one is a copy, one empty, and one has a hostile name."""
+    """(layout, store) of five clips: one is a copy of another, one is empty, and one has a hostile name."""
     root = tmp_path / "set"
     entries = []
     for label, name in enumerate(["plain", HOSTILE, "wide", "copy"]):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from bench import ROOT
+from mae_dfer.training.hardware import name_device
 from mae_dfer_kernels import native
 
 
@@ -22,7 +22,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(ROOT),
         "device": str(device),
-        "device_name": device_name(device),
+        "device_name": name_device(device),
         "threads": torch.get_num_threads(),
         "instruction_set": None if native.LOAD_ERROR else native.chosen_instruction_set(),
         "python": platform.python_version(),
@@ -40,17 +40,6 @@ def environment(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return facts
-
-
-def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def commit(root: Path) -> str | None:

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ..data import ClipConfig, DatasetFolder
 from ..data.lists import hash_samples
 from ..recipes import flatten
 from .checkpoints import hash_file
-from .hardware import Hardware
+from .hardware import Hardware, name_device
 
 # Settings that say where and how a run is computed, and not what comes out of it.
 _OF_THE_PLACE = (
@@ -130,14 +129,3 @@ def describe_file(path: Path | str) -> dict[str, str]:
 def describe_hardware(hardware: Hardware) -> dict[str, Any]:
     amp = "off" if hardware.amp_dtype is None else str(hardware.amp_dtype).removeprefix("torch.")
     return {"device": name_device(hardware.device), "processes": hardware.world_size, "amp": amp}
-
-
-def name_device(device: torch.device) -> str:
-    """The device as its maker calls it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

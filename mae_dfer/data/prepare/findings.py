@@ -21,7 +21,7 @@ from mae_dfer.data.sets import CLASSES
 
 CLIP_FRAMES = 16  # that a clip is sampled to
 SMALL = 80  # pixels of the shorter side: half of what the published models take
-_TOLERATED = 1000  # clips of which one may be damaged, missing or in excess
+_TOLERATED = 1000  # of so many clips, one may be damaged, missing, or more than published
 _NEARLY_ALL = 0.95
 _READABLE = "clips JOIN inspections USING (path) WHERE fault = ''"
 
